@@ -1,0 +1,229 @@
+# pg-sse-gateway: `make help` lists what there is.
+#
+# CC, CFLAGS, LDFLAGS, PREFIX, SYSCONFDIR, UNITDIR and DESTDIR belong to whoever builds.
+# V=1 shows the commands, WERROR=1 makes warnings errors, SAN=address,undefined or
+# SAN=thread builds with sanitizers, in a folder of its own.
+
+VERSION := 0.1.0
+
+# The rooms, bottom floor first: a room includes only what stands before it here (`make
+# lint` sees to it). A new room is one word.
+MODULES := \
+    base err log clock thread buf stats \
+    mailbox poller event json sse ring channels wheel \
+    units secret inifile config sockets service \
+    dsn database retry sqlfile migrate listener batch publisher replay \
+    connection lobby stream fanout shard \
+    request page exchange events http \
+    healthcheck serve main
+
+# Rooms that are a header only.
+HEADERS_ONLY := base
+
+PKGS := libpq libmicrohttpd jansson libsystemd inih
+
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+CFLAGS ?= -O2 -g
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+DATADIR := $(PREFIX)/share/pg-sse-gateway
+MANDIR := $(PREFIX)/share/man
+FUZZ_SECONDS ?= 20
+
+BUILD := build$(if $(SAN),/$(if $(findstring thread,$(SAN)),tsan,asan))
+PROGRAM := $(BUILD)/pg-sse-gateway
+
+WARN := -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wcast-qual -Wvla -Wundef \
+        -Wformat=2 -Wwrite-strings -Wpointer-arith -Wstrict-prototypes \
+        -Wmissing-prototypes -Wswitch-enum
+
+# pkg-config is asked when the first file is compiled, not before: `make help` and `make
+# run` have to work where it is not installed yet.
+ask_pkg_config = $(or $(shell pkg-config $(1) $(2) 2>/dev/null),$(error pkg-config does \
+    not know all of: $(2). `make deps` installs what is needed))
+PKG_CFLAGS = $(eval PKG_CFLAGS := $$(filter-out -l%,$$(call ask_pkg_config,--cflags \
+    --libs-only-l,$(PKGS))))$(PKG_CFLAGS)
+PKG_LIBS = $(eval PKG_LIBS := $$(call ask_pkg_config,--libs,$(PKGS)))$(PKG_LIBS)
+CMOCKA_LIBS = $(call ask_pkg_config,--libs,cmocka)
+
+SANITIZE := $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
+COMPILE = $(CC) $(CFLAGS) -std=gnu11 -D_GNU_SOURCE -pthread -MMD -MP -fno-common $(WARN) \
+        $(if $(WERROR),-Werror) $(SANITIZE) $(DEFINES)
+LINK = $(CC) $(CFLAGS) -pthread $(SANITIZE) $(LDFLAGS)
+DEFINES := -DPGSSE_VERSION='"$(VERSION)"' -DPGSSE_DATADIR='"$(DATADIR)"' \
+        -DPGSSE_SYSCONFDIR='"$(SYSCONFDIR)"'
+
+OBJECTS := $(patsubst %,$(BUILD)/%.o,$(filter-out $(HEADERS_ONLY),$(MODULES)))
+ROOMS := $(filter-out $(BUILD)/main.o,$(OBJECTS))
+UNITS := $(patsubst tests/unit/%.c,$(BUILD)/unit/%,$(wildcard tests/unit/test_*.c))
+FUZZERS := $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
+C_FILES = $(wildcard gateway/*.[ch] tests/*/*.[ch])
+
+PYTHON := /usr/bin/python3
+PYTEST_FLAGS ?= -n auto
+
+# What a sanitizer finds ends a unit test with status 77 and is written to a file in
+# $(REPORTS); the fixtures of the black-box tests have the gateway write beside its log and
+# look there. Sanitized programs are slow: the tests' deadlines are stretched.
+REPORTS := $(abspath $(BUILD))/reports
+TSAN := suppressions=$(abspath tests/tsan.supp):second_deadlock_stack=1
+UNIT_ENV := ASAN_OPTIONS=exitcode=77:detect_leaks=1:log_path=$(REPORTS)/asan \
+        UBSAN_OPTIONS=halt_on_error=1:exitcode=77:print_stacktrace=1:log_path=$(REPORTS)/ubsan \
+        TSAN_OPTIONS=halt_on_error=1:exitcode=77:$(TSAN):log_path=$(REPORTS)/tsan
+PYTEST_ENV := PGSSE_BINARY=$(abspath $(PROGRAM)) PYTHONDONTWRITEBYTECODE=1 \
+        UBSAN_OPTIONS=halt_on_error=1 TSAN_OPTIONS=$(TSAN) \
+        PGSSE_TEST_SLOWNESS=$(if $(SAN),$(if $(findstring thread,$(SAN)),4,3),1)
+
+ifeq ($(V),1)
+Q :=
+say = @:
+else
+Q := @
+say = @printf '  %-5s %s\n'
+endif
+
+# For the targets that build and then do something: on all cores, unless -j says otherwise.
+BUILD_ALL = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
+
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+.PHONY: all run run-clean clean help deps unit test asan tsan fuzz format lint install \
+        uninstall units unit-objects fuzzers FORCE
+
+all: $(PROGRAM) ## build build/pg-sse-gateway
+
+run: ## build and run with a private PostgreSQL, or with DATABASE_URL; installs what is missing
+	@gateway/scripts/install-packages build run
+	@+$(BUILD_ALL) all
+	@exec env PGSSE_BINARY=$(PROGRAM) gateway/scripts/run
+
+run-clean: ## forget the data of `make run`
+	@gateway/scripts/private-postgres remove build/postgres
+
+clean: ## remove what was built (the data of `make run` stays)
+	$(Q)[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name 'postgres*' \
+	    -exec rm -rf {} +
+
+help: ## this list
+	@echo 'pg-sse-gateway $(VERSION)'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@echo 'Variables: V=1 WERROR=1 SAN=address,undefined SAN=thread CC CFLAGS LDFLAGS'
+	@echo '           PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR UNITDIR FUZZ_SECONDS'
+
+deps: ## install the Debian packages for building, running, testing and checking
+	@gateway/scripts/install-packages build run test lint
+
+unit: ## C unit tests (cmocka), with a PostgreSQL of their own
+	@gateway/scripts/install-packages build run test
+	@+$(BUILD_ALL) units
+	@$(UNIT_ENV) tests/unit/run $(BUILD) $(UNITS)
+
+test: ## all tests: unit and black-box (pytest); installs what they need
+	@gateway/scripts/install-packages build run test
+	@+$(BUILD_ALL) all units
+	@rm -rf $(BUILD)/results
+	@mkdir -p $(BUILD)/results
+	@status=0; \
+	$(UNIT_ENV) tests/unit/run $(BUILD) $(UNITS) || status=1; \
+	$(PYTEST_ENV) $(PYTHON) -m pytest tests $(PYTEST_FLAGS) \
+	    --junitxml=$(BUILD)/results/pytest.xml || status=1; \
+	exit $$status
+
+asan: ## all of `test` under the address and undefined-behaviour sanitizers
+	@+$(MAKE) --no-print-directory SAN=address,undefined test
+
+tsan: ## all of `test` under the thread sanitizer
+	@+$(MAKE) --no-print-directory SAN=thread test
+
+fuzz: ## run every fuzz target for FUZZ_SECONDS (20)
+	@gateway/scripts/install-packages build lint
+	@+$(BUILD_ALL) CC=clang BUILD=build/fuzz \
+	    SAN=fuzzer-no-link,address,undefined fuzzers
+
+format: ## rewrite the C files in the house style
+	$(Q)clang-format -i $(C_FILES)
+
+lint: ## check format, module order, banned calls, cppcheck, gcc and clang warnings, documents
+	@gateway/scripts/install-packages build lint
+	@tests/lint/run $(MODULES)
+
+# -- building --
+
+quoted = '$(subst ','\'',$(1))'
+
+# Rewritten when the compiler or a flag is another than last time: all is built anew then.
+$(BUILD)/flags: FORCE
+	@mkdir -p $(BUILD)/unit
+	@echo $(call quoted,$(COMPILE) $(LINK)) | cmp -s - $@ || \
+	    echo $(call quoted,$(COMPILE) $(LINK)) > $@
+
+$(BUILD)/%.o: gateway/%.c $(BUILD)/flags
+	$(say) CC $<
+	$(Q)$(COMPILE) $(PKG_CFLAGS) -c -o $@ $<
+
+$(PROGRAM): $(OBJECTS)
+	$(say) LINK $@
+	$(Q)$(LINK) -o $@ $(OBJECTS) $(PKG_LIBS)
+
+# -- tests --
+
+units: $(UNITS)
+
+unit-objects: $(UNITS:=.o)
+
+$(BUILD)/unit/%.o: tests/unit/%.c $(BUILD)/flags
+	$(say) CC $<
+	$(Q)$(COMPILE) $(PKG_CFLAGS) -Igateway -Itests/unit -c -o $@ $<
+
+# malloc and its kin go through failing_malloc.c, which lets a test make them fail.
+$(BUILD)/unit/test_%: $(BUILD)/unit/test_%.o $(BUILD)/unit/failing_malloc.o $(ROOMS)
+	$(say) LINK $@
+	$(Q)$(LINK) -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc \
+	    -o $@ $^ $(CMOCKA_LIBS) $(PKG_LIBS)
+
+$(BUILD)/fuzz_%: tests/fuzz/fuzz_%.c $(ROOMS) $(BUILD)/flags
+	$(say) FUZZ $@
+	$(Q)$(COMPILE) $(PKG_CFLAGS) -Igateway -fsanitize=fuzzer \
+	    -o $@ $< $(ROOMS) $(LDFLAGS) $(PKG_LIBS)
+
+fuzzers: $(FUZZERS)
+	@tests/fuzz/run $(FUZZ_SECONDS) $(FUZZERS)
+
+.SECONDARY: $(UNITS:=.o) $(BUILD)/unit/failing_malloc.o
+
+-include $(wildcard $(BUILD)/*.d $(BUILD)/unit/*.d)
+
+# -- installing --
+
+# The files in the repository name the default places; an installed copy names its own.
+relocate = sed -e 's|/usr/local/bin|$(PREFIX)/bin|g' \
+        -e 's|/usr/local/share/pg-sse-gateway|$(DATADIR)|g' \
+        -e 's|/etc/pg-sse-gateway|$(SYSCONFDIR)/pg-sse-gateway|g'
+
+INI := $(DESTDIR)$(SYSCONFDIR)/pg-sse-gateway/gateway.ini
+MAN := $(DESTDIR)$(MANDIR)/man8/pg-sse-gateway.8
+
+install: all ## install under PREFIX (/usr/local), below DESTDIR
+	$(Q)install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(DATADIR)/static \
+	    $(DESTDIR)$(DATADIR)/migrations $(DESTDIR)$(UNITDIR) $(dir $(INI)) $(dir $(MAN))
+	$(Q)install -m 755 $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/pg-sse-gateway
+	$(Q)install -m 644 static/* $(DESTDIR)$(DATADIR)/static
+	$(Q)install -m 644 migrations/*.sql $(DESTDIR)$(DATADIR)/migrations
+	$(Q)for unit in gateway/systemd/pg-sse-gateway.*; do \
+	    $(relocate) "$$unit" > "$(DESTDIR)$(UNITDIR)/$${unit##*/}" || exit 1; \
+	    chmod 644 "$(DESTDIR)$(UNITDIR)/$${unit##*/}"; done
+	$(Q)$(relocate) gateway/man/pg-sse-gateway.8 > $(MAN) && chmod 644 $(MAN)
+	$(Q)if [ ! -e $(INI) ]; then install -m 644 gateway.ini $(INI); \
+	elif ! cmp -s gateway.ini $(INI); then install -m 644 gateway.ini $(INI).new; \
+	    echo '$(INI) is kept; the new one stands beside it as gateway.ini.new'; fi
+	@echo 'installed under $(DESTDIR)$(PREFIX); settings in $(INI)'
+
+uninstall: ## remove what `make install` installed; gateway.ini stays
+	$(Q)rm -f $(DESTDIR)$(PREFIX)/bin/pg-sse-gateway $(MAN) \
+	    $(DESTDIR)$(UNITDIR)/pg-sse-gateway.service \
+	    $(DESTDIR)$(UNITDIR)/pg-sse-gateway.socket
+	$(Q)rm -rf $(DESTDIR)$(DATADIR)
+	@echo 'removed; $(dir $(INI)) was left as it is'

@@ -1,0 +1,92 @@
+#include <assert.h>
+#include <sys/socket.h>
+
+#include "clock.h"
+#include "connection.h"
+
+static void deadline_passed(struct wheel_timer *timer)
+{
+    struct connection *connection = CONTAINER_OF(timer, struct connection, deadline);
+
+    if (!connection->idle)
+        stats_add(connection->stats, STATS_CONNECTIONS_EXPIRED, 1);
+    connection_shut(connection);
+}
+
+struct connection *connection_new(struct MHD_Connection *mhd, struct shard *shard,
+                                  struct wheel *wheel, struct stats *stats, bool surplus,
+                                  struct connection **first)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD);
+    struct connection *connection = calloc(1, sizeof(*connection));
+
+    if (connection == NULL || info == NULL) {
+        free(connection);
+        return NULL;
+    }
+    connection->mhd = mhd;
+    connection->fd = info->connect_fd;
+    connection->shard = shard;
+    connection->wheel = wheel;
+    connection->stats = stats;
+    connection->surplus = surplus;
+    connection->deadline.fire = deadline_passed;
+
+    connection->next = *first;
+    connection->link = first;
+    if (*first != NULL)
+        (*first)->link = &connection->next;
+    *first = connection;
+    return connection;
+}
+
+void connection_free(struct connection *connection)
+{
+    if (connection == NULL)
+        return;
+    wheel_remove(connection->wheel, &connection->deadline);
+    *connection->link = connection->next;
+    if (connection->next != NULL)
+        connection->next->link = connection->link;
+    free(connection);
+}
+
+struct connection *connection_of(struct MHD_Connection *mhd)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+
+    return info != NULL ? info->socket_context : NULL;
+}
+
+void connection_allow(struct connection *connection, uint64_t usec)
+{
+    if (usec == CLOCK_NEVER)
+        wheel_remove(connection->wheel, &connection->deadline);
+    else
+        wheel_set(connection->wheel, &connection->deadline, clock_usec() + usec);
+}
+
+void connection_shut(struct connection *connection)
+{
+    /* The descriptor is libmicrohttpd's to close. It sees the end of input, and closes.
+     */
+    if (!connection->asleep)
+        (void)shutdown(connection->fd, SHUT_RDWR);
+}
+
+void connection_sleep(struct connection *connection)
+{
+    assert(!connection->asleep);
+    connection->asleep = true;
+    wheel_remove(connection->wheel, &connection->deadline);
+    MHD_suspend_connection(connection->mhd);
+}
+
+void connection_wake(struct connection *connection)
+{
+    assert(connection->asleep);
+    connection->asleep = false;
+    MHD_resume_connection(connection->mhd);
+}

@@ -1,0 +1,61 @@
+/*
+ * connection.h - one HTTP connection: its deadline, and its sleep while an answer is not
+ * there yet.
+ *
+ * libmicrohttpd calls a connection asleep "suspended": it neither polls, reads, writes
+ * nor times out its socket. This room alone suspends and resumes.
+ *
+ * Always true:
+ *   - a connection sleeps only from inside a libmicrohttpd callback of its own, and is
+ *     woken exactly once for each sleep.
+ *   - while it is awake it has a deadline, absolute and not moved by a byte that drips
+ * in; past it the socket is shut down, and libmicrohttpd closes it.
+ *
+ * Threads: its shard's.
+ */
+#ifndef CONNECTION_H
+#define CONNECTION_H
+
+#include <microhttpd.h>
+
+#include "base.h"
+#include "stats.h"
+#include "wheel.h"
+
+struct shard;
+
+struct connection {
+    struct MHD_Connection *mhd; /* [const] */
+    int fd;                     /* [const] libmicrohttpd's to close */
+    struct shard *shard;        /* [const] the one it belongs to */
+    struct wheel *wheel;        /* [const] */
+    struct stats *stats;        /* [const] */
+    bool surplus;               /* [const] over the connection limit: to be refused */
+    bool asleep;
+    bool idle; /* between two requests */
+    struct wheel_timer deadline;
+
+    struct connection *next; /* the shard's list */
+    struct connection **link;
+};
+
+/* The connection's own struct, kept by libmicrohttpd as its socket context. NULL: no
+ * memory. It joins the list at *first. */
+struct connection *connection_new(struct MHD_Connection *mhd, struct shard *shard,
+                                  struct wheel *wheel, struct stats *stats, bool surplus,
+                                  struct connection **first) MUST_CHECK;
+void connection_free(struct connection *connection);
+
+/* The struct of a libmicrohttpd connection; NULL if there was no memory for it. */
+struct connection *connection_of(struct MHD_Connection *mhd);
+
+/* What it is doing must be over `usec` from now; CLOCK_NEVER: it may take its time. */
+void connection_allow(struct connection *connection, uint64_t usec);
+
+/* Ends it from our side, whatever it is doing, unless it is asleep. */
+void connection_shut(struct connection *connection);
+
+void connection_sleep(struct connection *connection);
+void connection_wake(struct connection *connection);
+
+#endif

@@ -1,0 +1,54 @@
+/*
+ * event.h - one event, as it is published and as it comes out of the database; and what
+ * channel, type and data may look like.
+ *
+ * The limits are those of interface.md, chapter 3, and the CHECK constraints of
+ * migrations/ say the same: what is refused here never reaches the database, and what the
+ * database lets in can always be put on the wire.
+ *
+ * Threads: any; pure functions.
+ */
+#ifndef EVENT_H
+#define EVENT_H
+
+#include "base.h"
+#include "err.h"
+
+#define EVENT_CHANNEL_MAX_BYTES 255
+#define EVENT_TYPE_MAX_BYTES    255
+#define EVENT_DEFAULT_CHANNEL   "events"
+#define EVENT_DEFAULT_TYPE      "message"
+
+/* Texts are borrowed, UTF-8, and NUL-terminated behind their length. */
+struct event {
+    uint64_t seq; /* the event's place in the one order; 0 until it has one */
+    const char *channel;
+    size_t channel_len;
+    const char *type;
+    size_t type_len;
+    const char *data; /* JSON text (RFC 8259), exactly as it was published */
+    size_t data_len;
+};
+
+/* Valid UTF-8 (RFC 3629: no surrogates, nothing overlong, nothing over U+10FFFF). */
+bool event_text_is_utf8(const char *text, size_t len);
+
+/* A channel's or type's name: 1 to 255 bytes of UTF-8 without control characters (C0, DEL,
+ * C1), U+2028 and U+2029. -EINVAL, and the text says which rule: "channel is empty". `what`
+ * is the word to begin it with. */
+int event_check_name(const char *what, const char *text, size_t len,
+                     struct err *err) MUST_CHECK;
+
+/* The same with its word filled in. A channel, besides, does not end in '*': that marks a
+ * pattern of a subscriber. */
+int event_check_channel(const char *text, size_t len, struct err *err) MUST_CHECK;
+int event_check_type(const char *text, size_t len, struct err *err) MUST_CHECK;
+
+/* The id as it stands after "id: " and in /events/<id>: decimal digits, no leading zero.
+ * event_id_parse: -EINVAL for anything that event_id_format never wrote for a seq, which is
+ * a bigint of the database: 0 (before everything) to 2^63 - 1. */
+#define EVENT_ID_MAX_BYTES 20
+size_t event_id_format(uint64_t seq, char text[EVENT_ID_MAX_BYTES + 1]);
+int event_id_parse(const char *text, size_t len, uint64_t *ret_seq) MUST_CHECK;
+
+#endif

@@ -1,0 +1,428 @@
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "clock.h"
+#include "events.h"
+#include "shard.h"
+
+static const struct events_common *common_of(const struct exchange *exchange)
+{
+    return CONTAINER_OF((struct exchange_common *)(uintptr_t)exchange->common,
+                        struct events_common, exchange);
+}
+
+/* -- GET /events -- */
+
+/* The query, gathered parameter by parameter. */
+struct query {
+    struct stream_text channels[STREAM_CHANNELS_MAX];
+    size_t channel_count;
+    struct stream_text types[STREAM_CHANNELS_MAX];
+    size_t type_count;
+    struct stream_text last_id;
+    size_t channels_max;
+    bool failed;
+    struct err err;
+};
+
+static void query_fails(struct query *query, const char *format, ...) PRINTF_LIKE(2, 3);
+
+static void query_fails(struct query *query, const char *format, ...)
+{
+    va_list arguments;
+
+    if (query->failed)
+        return;
+    va_start(arguments, format);
+    (void)vsnprintf(query->err.text, sizeof(query->err.text), format, arguments);
+    va_end(arguments);
+    query->failed = true;
+}
+
+/* A channel's name, or a prefix of one (which may be empty) with '*' behind it. */
+static bool pattern_is_fine(const char *text, size_t len, struct err *err)
+{
+    if (len > 0 && text[len - 1] == '*')
+        return len == 1 || event_check_name("channel", text, len - 1, err) == 0;
+    return event_check_channel(text, len, err) == 0;
+}
+
+static void add_channel(struct query *query, const char *text, size_t len)
+{
+    struct err err;
+
+    if (query->channel_count == query->channels_max)
+        query_fails(query, "more than %zu channels for one subscriber",
+                    query->channels_max);
+    else if (!pattern_is_fine(text, len, &err))
+        query_fails(query, "%s", err.text);
+    else
+        query->channels[query->channel_count++] = (struct stream_text){text, len};
+}
+
+static void add_type(struct query *query, const char *text, size_t len)
+{
+    struct err err;
+
+    if (query->type_count == ARRAY_SIZE(query->types))
+        query_fails(query, "more than %zu types for one subscriber",
+                    ARRAY_SIZE(query->types));
+    else if (event_check_type(text, len, &err) < 0)
+        query_fails(query, "%s", err.text);
+    else
+        query->types[query->type_count++] = (struct stream_text){text, len};
+}
+
+static enum MHD_Result take_parameter(void *argument, enum MHD_ValueKind kind,
+                                      const char *name, size_t name_len,
+                                      const char *value, size_t value_len)
+{
+    struct query *query = argument;
+    const char *text = value != NULL ? value : "";
+
+    (void)kind;
+    (void)name_len;
+    if (strcmp(name, "channel") == 0)
+        add_channel(query, text, value_len);
+    else if (strcmp(name, "type") == 0)
+        add_type(query, text, value_len);
+    else if (strcmp(name, "last_event_id") == 0)
+        query->last_id = (struct stream_text){text, value_len};
+    else
+        query_fails(query,
+                    "unknown parameter \"%.64s\"; there are channel, type and "
+                    "last_event_id",
+                    name);
+    return MHD_YES;
+}
+
+static void read_query(const struct exchange *exchange, struct query *query)
+{
+    const char *last_id = exchange_header(exchange, "Last-Event-ID");
+
+    query->channels_max = common_of(exchange)->channels_max;
+    (void)MHD_get_connection_values_n(exchange->mhd, MHD_GET_ARGUMENT_KIND,
+                                      take_parameter, query);
+    if (query->channel_count == 0)
+        add_channel(query, EVENT_DEFAULT_CHANNEL, strlen(EVENT_DEFAULT_CHANNEL));
+    /* The header wins: it is newer than the URL of the page that made the EventSource. */
+    if (last_id != NULL)
+        query->last_id = (struct stream_text){last_id, strlen(last_id)};
+    if (query->last_id.len == 0)
+        query->last_id.text = NULL;
+}
+
+static void add_stream_headers(struct MHD_Response *response)
+{
+    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE,
+                                  "text/event-stream; charset=utf-8");
+    /* no-transform: proxies that compress would hold events back. X-Accel-Buffering: nginx
+     * with its defaults would deliver nothing at all. */
+    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL,
+                                  "no-cache, no-transform");
+    (void)MHD_add_response_header(response, "X-Accel-Buffering", "no");
+}
+
+/* What passes by itself is told to an EventSource by a 200 that ends: any other status
+ * would make it give up for ever. */
+static enum MHD_Result come_back_later(struct exchange *exchange)
+{
+    char text[40];
+    const unsigned long long msec =
+        clock_jitter(exchange->common->retry_usec) / USEC_PER_MSEC;
+    const int len = snprintf(text, sizeof(text), "retry: %llu\n", msec);
+    struct MHD_Response *response =
+        MHD_create_response_from_buffer((size_t)len, text, MHD_RESPMEM_MUST_COPY);
+
+    exchange->close = true;
+    if (response != NULL)
+        add_stream_headers(response);
+    return exchange_queue(exchange, MHD_HTTP_OK, response);
+}
+
+static enum MHD_Result answer_head(struct exchange *exchange)
+{
+    static char nothing[1];
+    struct MHD_Response *response =
+        MHD_create_response_from_buffer(0, nothing, MHD_RESPMEM_PERSISTENT);
+
+    if (response != NULL)
+        add_stream_headers(response);
+    return exchange_queue(exchange, MHD_HTTP_OK, response);
+}
+
+enum MHD_Result events_subscribe(struct exchange *exchange)
+{
+    struct query query = {.failed = false};
+
+    read_query(exchange, &query);
+    if (query.failed)
+        return exchange_problem(exchange, MHD_HTTP_BAD_REQUEST, "%s", query.err.text);
+    if (strcmp(exchange->method, MHD_HTTP_METHOD_HEAD) == 0)
+        return answer_head(exchange);
+    if (exchange->connection->surplus) {
+        stats_add(exchange->common->stats, STATS_CONNECTIONS_REFUSED, 1);
+        return come_back_later(exchange);
+    }
+    if (shard_is_draining(exchange->connection->shard))
+        return come_back_later(exchange);
+
+    struct stream *stream =
+        fanout_subscribe(shard_fanout(exchange->connection->shard), exchange->connection,
+                         &(struct stream_wishes){
+                             .channels = query.channels,
+                             .channel_count = query.channel_count,
+                             .types = query.types,
+                             .type_count = query.type_count,
+                             .chunked = !exchange->http10,
+                             .last_id = query.last_id,
+                         });
+    if (stream == NULL)
+        return come_back_later(exchange);
+
+    struct MHD_Response *response = stream_response(stream);
+    if (response == NULL) {
+        stream_finish(stream, STREAM_END_ABRUPT);
+        stream_free(stream);
+        return come_back_later(exchange);
+    }
+    add_stream_headers(response);
+    return exchange_queue(exchange, MHD_HTTP_OK, response);
+}
+
+/* -- POST /events -- */
+
+struct publication {
+    struct publish publish;
+    struct request request;
+    struct exchange *exchange;
+};
+
+static void publication_free(void *state)
+{
+    struct publication *publication = state;
+
+    request_done(&publication->request);
+    free(publication);
+}
+
+static struct request_form form_of(const struct exchange *exchange)
+{
+    struct request_form form = {
+        .content_type = exchange_header(exchange, MHD_HTTP_HEADER_CONTENT_TYPE)};
+
+    form.channel = exchange_query(exchange, "channel", &form.channel_len);
+    form.type = exchange_query(exchange, "type", &form.type_len);
+    return form;
+}
+
+static enum MHD_Result refuse_unread(struct exchange *exchange, unsigned status,
+                                     const char *detail)
+{
+    exchange->close = true; /* the body is still on its way */
+    return exchange_problem(exchange, status, "%s", detail);
+}
+
+bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
+{
+    const struct request_form form = form_of(exchange);
+    const char *length = exchange_header(exchange, MHD_HTTP_HEADER_CONTENT_LENGTH);
+    struct request_problem problem;
+    char detail[80];
+
+    (void)snprintf(detail, sizeof(detail), "the body is larger than %zu bytes",
+                   exchange->body_max);
+    if (exchange->connection->surplus) {
+        stats_add(exchange->common->stats, STATS_CONNECTIONS_REFUSED, 1);
+        *ret_result = refuse_unread(exchange, 429, "too many connections");
+    } else if (shard_is_draining(exchange->connection->shard))
+        *ret_result = refuse_unread(exchange, 503, "the gateway is about to end");
+    else if (!exchange_origin_is_fine(exchange))
+        *ret_result = refuse_unread(
+            exchange, 403, "this origin may not publish; see [http] cors_origins");
+    else if (request_check_form(&form, &problem) < 0)
+        *ret_result = refuse_unread(exchange, problem.status, problem.detail.text);
+    else if (length != NULL && strtoull(length, NULL, 10) > exchange->body_max)
+        *ret_result = refuse_unread(exchange, 413, detail);
+    else
+        return true;
+    return false;
+}
+
+static void published(struct publish *publish)
+{
+    exchange_wake(CONTAINER_OF(publish, struct publication, publish)->exchange);
+}
+
+static enum MHD_Result submit(struct exchange *exchange, struct publication *publication)
+{
+    const struct events_common *common = common_of(exchange);
+
+    publication->publish = (struct publish){
+        .events = publication->request.events,
+        .count = publication->request.count,
+        .deadline_usec = clock_usec() + common->publish_time_usec,
+        .done = published,
+    };
+    /* Asleep before it is submitted: the answer may come before submit returns. */
+    exchange_sleep(exchange);
+    const int result = publisher_submit(common->publisher, &publication->publish);
+    if (result < 0) {
+        publication->publish.outcome = PUBLISH_UNAVAILABLE;
+        (void)err_set(&publication->publish.err, result, "%s",
+                      result == -EAGAIN ? "too much is waiting to be written already"
+                                        : "the gateway is about to end");
+        exchange_wake(exchange);
+    }
+    return MHD_YES;
+}
+
+static enum MHD_Result begin_publication(struct exchange *exchange)
+{
+    const struct request_form form = form_of(exchange);
+    struct request_problem problem = {0};
+    struct publication *publication = calloc(1, sizeof(*publication));
+
+    if (publication == NULL)
+        return exchange_problem(exchange, 503, "no memory for the request");
+    publication->exchange = exchange;
+    exchange->state = publication;
+    exchange->state_free = publication_free;
+
+    /* A body of no bytes has no memory, and the parser wants its NUL. */
+    const int result =
+        buf_add_text(&exchange->body, "") < 0
+            ? -ENOMEM
+            : request_parse(&publication->request, &form, exchange->body.data,
+                            exchange->body.len, &problem);
+
+    if (result == -ENOMEM)
+        return exchange_problem(exchange, 503, "no memory for the request");
+    if (result < 0)
+        return exchange_problem(exchange, problem.status, "%s", problem.detail.text);
+    return submit(exchange, publication);
+}
+
+static enum MHD_Result answer_created(struct exchange *exchange,
+                                      const struct request *request)
+{
+    char id[EVENT_ID_MAX_BYTES + 1];
+    char location[EVENT_ID_MAX_BYTES + 16];
+    char *text = request_answer(request);
+    struct MHD_Response *response =
+        text == NULL
+            ? NULL
+            : MHD_create_response_from_buffer(strlen(text), text, MHD_RESPMEM_MUST_FREE);
+
+    if (response == NULL) {
+        free(text);
+        return MHD_NO;
+    }
+    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE,
+                                  "application/json");
+    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
+    if (!request->many) {
+        (void)event_id_format(request->events[0].seq, id);
+        (void)snprintf(location, sizeof(location), "/events/%s", id);
+        (void)MHD_add_response_header(response, MHD_HTTP_HEADER_LOCATION, location);
+    }
+    return exchange_queue(exchange, MHD_HTTP_CREATED, response);
+}
+
+enum MHD_Result events_publish(struct exchange *exchange)
+{
+    const struct publication *publication = exchange->state;
+
+    if (exchange->body_status == 413)
+        return exchange_problem(exchange, 413, "the body is larger than %zu bytes",
+                                exchange->body_max);
+    if (exchange->body_status != 0)
+        return exchange_problem(exchange, exchange->body_status,
+                                "too many bodies are being received; try again");
+    if (publication == NULL)
+        return begin_publication(exchange);
+
+    switch (publication->publish.outcome) {
+    case PUBLISH_DONE:
+        return answer_created(exchange, &publication->request);
+    case PUBLISH_REFUSED:
+        return exchange_problem(exchange, 400, "%s", publication->publish.err.text);
+    case PUBLISH_UNAVAILABLE:
+    case PUBLISH_UNKNOWN:
+        break;
+    }
+    return exchange_problem(exchange, 503, "%s", publication->publish.err.text);
+}
+
+/* -- GET /events/<id> -- */
+
+struct reading {
+    struct replay_job job;
+    struct exchange *exchange;
+};
+
+static void reading_free(void *state)
+{
+    struct reading *reading = state;
+
+    replay_job_done(&reading->job);
+    free(reading);
+}
+
+static void read_done(struct replay_job *job)
+{
+    exchange_wake(CONTAINER_OF(job, struct reading, job)->exchange);
+}
+
+static enum MHD_Result begin_reading(struct exchange *exchange)
+{
+    const struct events_common *common = common_of(exchange);
+    const char *id = exchange->path + strlen("/events/");
+    uint64_t seq;
+
+    if (event_id_parse(id, strlen(id), &seq) < 0)
+        return exchange_problem(exchange, 404, "there is no event of that id");
+
+    struct reading *reading = calloc(1, sizeof(*reading));
+    if (reading == NULL)
+        return exchange_problem(exchange, 503, "no memory for the request");
+    exchange->state = reading;
+    exchange->state_free = reading_free;
+    reading->exchange = exchange;
+    reading->job = (struct replay_job){
+        .seq = seq,
+        .deadline_usec = clock_usec() + common->publish_time_usec,
+        .done = read_done,
+    };
+
+    exchange_sleep(exchange);
+    const int result = replay_ask(common->replay, &reading->job);
+    if (result < 0) {
+        reading->job.outcome = REPLAY_UNAVAILABLE;
+        (void)err_set(&reading->job.err, result,
+                      "too many wait for the database already");
+        exchange_wake(exchange);
+    }
+    return MHD_YES;
+}
+
+enum MHD_Result events_read(struct exchange *exchange)
+{
+    const struct reading *reading = exchange->state;
+
+    if (reading == NULL)
+        return begin_reading(exchange);
+
+    switch (reading->job.outcome) {
+    case REPLAY_FOUND:
+        return exchange_text(
+            exchange, 200, "application/json",
+            request_event_json(&reading->job.event, reading->job.created_at));
+    case REPLAY_MISSING:
+        return exchange_problem(exchange, 404, "there is no event of that id");
+    case REPLAY_UNAVAILABLE:
+        break;
+    }
+    return exchange_problem(exchange, 503, "%s", reading->job.err.text);
+}

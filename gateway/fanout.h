@@ -1,0 +1,62 @@
+/*
+ * fanout.h - from the ring to the sockets of one shard's subscribers.
+ *
+ *        ring ──> round: what is new, grouped by channel
+ *                   ├─ "orders"   ──> one run of bytes ──> send(2) to each member
+ *                   ├─ "users.7"  ──> one run of bytes ──> send(2) to each member
+ *                   └─ of several channels, or choosy about types: sendmsg(2) of just
+ *                      their frames, in order, each once
+ *
+ * A subscriber who is BEHIND is passed by in rounds, and goes on from the ring at its own
+ * position when its socket takes more; once it has reached the shard's position it is
+ * LIVE again. If the ring has overtaken it, it is closed and comes back with its last id.
+ *
+ * Always true: every subscriber is sent the events of its channels and types in the order
+ * of the ring, each once, from its first position on.
+ *
+ * Threads: its shard's. Locks: none. Cost: a round looks only at channels that have
+ * something new, never at all connections; one system call a member.
+ */
+#ifndef FANOUT_H
+#define FANOUT_H
+
+#include "base.h"
+#include "poller.h"
+#include "ring.h"
+#include "stats.h"
+#include "stream.h"
+
+struct fanout;
+
+struct fanout_settings {
+    struct ring_reader *reader;
+    struct poller *poller;
+    struct stats *stats;
+    struct stream_timing timing;
+};
+
+struct fanout *fanout_new(const struct fanout_settings *settings)
+    MUST_CHECK;                          /* NULL: no memory */
+void fanout_free(struct fanout *fanout); /* every stream is over */
+
+/* A new subscriber on that connection. Its place is what the ring says now: an event that
+ * is committed after the answer's header has been seen will come. NULL: no memory. */
+struct stream *fanout_subscribe(struct fanout *fanout, struct connection *connection,
+                                const struct stream_wishes *wishes) MUST_CHECK;
+
+/* Begins a turn of the shard's loop at that time. */
+void fanout_turn(struct fanout *fanout, uint64_t now_usec);
+
+/* Sends what is new, or a good part of it; true if there is more. */
+bool fanout_round(struct fanout *fanout);
+
+/* The next position it will read: for ring_sleep(). */
+uint64_t fanout_position(const struct fanout *fanout);
+
+/* Every stream says goodbye at a random time within `spread_usec`. */
+void fanout_drain(struct fanout *fanout, uint64_t spread_usec);
+
+/* Ends every stream now. */
+void fanout_close(struct fanout *fanout);
+
+#endif

@@ -1,0 +1,532 @@
+/*
+ * listener.c - every new event of the database, once, in order, into the ring.
+ *
+ * One turn of the thread's loop does one thing: connect, number, fetch, look whether all
+ * is well, or wait. Whatever fails closes the connection, and the next turn begins again
+ * from the last seq that is in the ring.
+ */
+#include "listener.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "database.h"
+#include "event.h"
+#include "log.h"
+#include "retry.h"
+#include "thread.h"
+
+#define CONNECT_USEC    (5 * USEC_PER_SEC)
+#define QUERY_USEC      (3 * USEC_PER_SEC)
+#define SWEEP_USEC      (10 * USEC_PER_SEC) /* may wait for the order lock */
+#define LOOK_USEC       USEC_PER_SEC
+#define STRAGGLERS_USEC (60 * USEC_PER_SEC)
+
+/* A round trip older than this is no proof of life: a look comes every second and may
+ * take three. */
+#define ALIVE_USEC (LOOK_USEC + QUERY_USEC)
+
+#define FETCH_ROWS 500
+#define SWEEP_ROWS 5000
+
+/* Long fetches reach the readers while they last, and count as a sign of life. */
+#define WAKE_FRAMES 64
+#define WAKE_BYTES  MIB
+
+#define QUEUE_USAGE_WARNING 0.5
+
+struct listener {
+    struct listener_settings settings; /* [const] */
+    struct database *database;         /* [listener] */
+    struct thread thread;
+    int stop_fd; /* [const] eventfd */
+
+    bool prepared;            /* [listener] settings.prepare has succeeded */
+    bool started;             /* [listener] the ring has its beginning */
+    bool writable;            /* [listener] as of the last look */
+    bool fetch_wanted;        /* [listener] a doorbell rang, or a page was full */
+    bool sweep_wanted;        /* [listener] */
+    bool sweep_first;         /* [listener] even if there is something to fetch */
+    bool sweep_full;          /* [listener] the last one, and nothing fetched since */
+    bool queue_warned;        /* [listener] */
+    uint64_t last_seq;        /* [listener] the newest frame in the ring */
+    size_t fetched;           /* [listener] rows of this fetch */
+    size_t unannounced_bytes; /* [listener] pushed since the readers were woken */
+    uint64_t look_usec;       /* [listener] when to look again */
+    uint64_t straggler_usec;  /* [listener] when to look for stragglers again */
+    struct retry retry;       /* [listener] */
+
+    pthread_mutex_t lock;
+    struct listener_status status; /* [lock] */
+};
+
+/* ---- status ---- */
+
+void listener_status(struct listener *listener, struct listener_status *ret_status)
+{
+    struct listener_status status;
+
+    pthread_mutex_lock(&listener->lock);
+    status = listener->status;
+    pthread_mutex_unlock(&listener->lock);
+
+    uint64_t now = clock_usec();
+    if (status.listening && now > status.round_trip_usec + ALIVE_USEC) {
+        status.listening = false;
+        (void)snprintf(
+            status.reason, sizeof(status.reason),
+            "the database has not answered for %llu s",
+            (unsigned long long)((now - status.round_trip_usec) / USEC_PER_SEC));
+    }
+    *ret_status = status;
+}
+
+static void set_status(struct listener *listener, bool listening, bool writable,
+                       const char *reason)
+{
+    struct listener_status *status = &listener->status;
+    struct stats *stats = listener->settings.stats;
+    char text[sizeof(status->reason)];
+
+    (void)snprintf(text, sizeof(text), "%.*s", (int)sizeof(text) - 1, reason);
+    pthread_mutex_lock(&listener->lock);
+    bool change = status->listening != listening || status->writable != writable ||
+                  strcmp(status->reason, text) != 0;
+    status->listening = listening;
+    status->writable = writable;
+    memcpy(status->reason, text, sizeof(text));
+    pthread_mutex_unlock(&listener->lock);
+
+    stats_gauge_set(stats, STATS_LISTENER_CONNECTED, listening);
+    stats_gauge_set(stats, STATS_DATABASE_WRITABLE, writable);
+    if (change && listener->settings.changed != NULL)
+        listener->settings.changed(listener->settings.argument);
+}
+
+static void note_answer(struct listener *listener)
+{
+    pthread_mutex_lock(&listener->lock);
+    listener->status.round_trip_usec = clock_usec();
+    listener->status.head_seq = listener->last_seq;
+    pthread_mutex_unlock(&listener->lock);
+}
+
+/* ---- questions ---- */
+
+static int ask(struct listener *listener, const char *sql, uint64_t patience_usec,
+               PGresult **ret_result, struct err *err)
+{
+    int r = database_run(listener->database, sql, clock_usec() + patience_usec,
+                         ret_result, err);
+
+    if (r == -EIO)
+        (void)database_schema_missing(database_sqlstate(listener->database), err);
+    if (r == 0)
+        note_answer(listener);
+    return r;
+}
+
+/* Numbers what others have committed. A full batch means that there is more. */
+static int sweep(struct listener *listener, struct err *err)
+{
+    CLEANUP(database_clear) PGresult *result = NULL;
+    uint64_t now = clock_usec();
+    bool stragglers = now >= listener->straggler_usec;
+
+    listener->sweep_wanted = listener->sweep_full = false;
+    if (stragglers)
+        listener->straggler_usec = now + STRAGGLERS_USEC;
+    int r = ask(listener,
+                stragglers ? "SELECT gateway.sweep(5000, true)"
+                           : "SELECT gateway.sweep(5000, false)",
+                SWEEP_USEC, &result, err);
+    if (r < 0)
+        return r;
+    unsigned long numbered = strtoul(PQgetvalue(result, 0, 0), NULL, 10);
+    if (numbered == 0)
+        return 0;
+    stats_add(listener->settings.stats, STATS_EVENTS_NUMBERED, numbered);
+    listener->fetch_wanted = true;
+    if (numbered >= SWEEP_ROWS)
+        listener->sweep_wanted = listener->sweep_full = true;
+    return 0;
+}
+
+static int read_head(struct listener *listener, uint64_t *ret_seq, struct err *err)
+{
+    CLEANUP(database_clear) PGresult *result = NULL;
+    int r = ask(listener,
+                "SELECT e.seq FROM gateway.events e WHERE e.seq IS NOT NULL "
+                "ORDER BY e.seq DESC LIMIT 1",
+                QUERY_USEC, &result, err);
+
+    if (r < 0)
+        return r;
+    *ret_seq = 0;
+    if (PQntuples(result) == 1)
+        *ret_seq = strtoull(PQgetvalue(result, 0, 0), NULL, 10);
+    return 0;
+}
+
+static int64_t read_int64(const PGresult *row, int column)
+{
+    uint64_t network;
+
+    memcpy(&network, PQgetvalue(row, 0, column), sizeof(network));
+    return (int64_t)be64toh(network);
+}
+
+static int push_row(void *argument, const PGresult *row)
+{
+    struct listener *listener = argument;
+    struct stats *stats = listener->settings.stats;
+    struct event event = {
+        .seq = (uint64_t)read_int64(row, 0),
+        .channel = PQgetvalue(row, 0, 1),
+        .channel_len = (size_t)PQgetlength(row, 0, 1),
+        .type = PQgetvalue(row, 0, 2),
+        .type_len = (size_t)PQgetlength(row, 0, 2),
+        .data = PQgetvalue(row, 0, 3),
+        .data_len = (size_t)PQgetlength(row, 0, 3),
+    };
+    int64_t age_usec = read_int64(row, 4);
+
+    /* An event that has no room now is asked for again, never left out. */
+    struct sse_frame *frame = sse_frame_new(&event);
+    if (frame == NULL)
+        return -ENOMEM;
+    size_t weight = frame->len;
+    ring_push(listener->settings.ring, frame);
+    listener->last_seq = event.seq;
+    listener->fetched++;
+    listener->unannounced_bytes += weight;
+    if (listener->fetched % WAKE_FRAMES == 0 ||
+        listener->unannounced_bytes >= WAKE_BYTES) {
+        ring_wake(listener->settings.ring);
+        note_answer(listener);
+        listener->unannounced_bytes = 0;
+    }
+
+    stats_add(stats, STATS_EVENTS_RECEIVED, 1);
+    stats_add(stats, STATS_EVENTS_RECEIVED_BYTES, weight);
+    stats_observe_usec(stats, STATS_EVENT_AGE_SECONDS,
+                       age_usec > 0 ? (uint64_t)age_usec : 0);
+    return 0;
+}
+
+/* One page of what is newer than the newest in the ring. */
+static int fetch(struct listener *listener, struct err *err)
+{
+    struct stats *stats = listener->settings.stats;
+    uint64_t after = htobe64(listener->last_seq);
+    const Oid types[] = {20}; /* int8 */
+    const char *values[] = {(const char *)&after};
+    const int lengths[] = {sizeof(after)}, formats[] = {1};
+    size_t events, bytes;
+    struct database_query query = {
+        .sql = "SELECT e.seq, e.channel, e.type, e.data, CAST(1000000 * "
+               "EXTRACT(epoch FROM pg_catalog.clock_timestamp() - e.created_at) AS int8) "
+               "FROM gateway.events e WHERE e.seq > $1 ORDER BY e.seq LIMIT 500",
+        .count = 1,
+        .types = types,
+        .values = values,
+        .lengths = lengths,
+        .formats = formats,
+        .binary = true,
+    };
+
+    listener->fetch_wanted = false;
+    listener->fetched = listener->unannounced_bytes = 0;
+    int r =
+        database_each(listener->database, &query, QUERY_USEC, push_row, listener, err);
+
+    /* What was pushed before a failure is as good as any. */
+    if (listener->fetched > 0)
+        ring_wake(listener->settings.ring);
+    ring_size(listener->settings.ring, &events, &bytes);
+    stats_gauge_set(stats, STATS_RING_EVENTS, (int64_t)events);
+    stats_gauge_set(stats, STATS_RING_BYTES, (int64_t)bytes);
+    stats_gauge_set(stats, STATS_HEAD_SEQ, (int64_t)listener->last_seq);
+    stats_add(stats, STATS_LISTENER_FETCHES, 1);
+    if (r == -ENOMEM)
+        return err_set(err, r, "no memory for event %llu",
+                       (unsigned long long)listener->last_seq + 1);
+    if (r == -EIO)
+        (void)database_schema_missing(database_sqlstate(listener->database), err);
+    if (r < 0)
+        return r;
+
+    note_answer(listener);
+    if (listener->fetched >= FETCH_ROWS)
+        listener->fetch_wanted = true;
+    if (listener->fetched == 0 && listener->sweep_full)
+        listener->sweep_wanted =
+            false; /* a full batch of rows that somebody has locked */
+    listener->sweep_full = false;
+    return 0;
+}
+
+/* PostgreSQL stops taking NOTIFYs when its queue is full, and only a session that listens
+ * and asks moves the queue's end on: so this question also heals what it measures. */
+static void look_at_queue(struct listener *listener, double usage)
+{
+    if (usage > QUEUE_USAGE_WARNING && !listener->queue_warned)
+        log_warning("the database's NOTIFY queue is %.0f %% full: some session "
+                    "listens in a transaction that it does not end",
+                    usage * 100);
+    listener->queue_warned = usage > QUEUE_USAGE_WARNING;
+}
+
+/* Proof of life, and whether the database takes writes. */
+static int look(struct listener *listener, const char **ret_reason, struct err *err)
+{
+    CLEANUP(database_clear) PGresult *result = NULL;
+    int r = ask(listener,
+                "SELECT pg_catalog.pg_is_in_recovery(), "
+                "pg_catalog.current_setting('transaction_read_only') <> 'off', "
+                "pg_catalog.pg_notification_queue_usage()",
+                QUERY_USEC, &result, err);
+
+    if (r < 0)
+        return r;
+    bool standby = PQgetvalue(result, 0, 0)[0] == 't';
+    bool read_only = PQgetvalue(result, 0, 1)[0] == 't';
+    look_at_queue(listener, strtod(PQgetvalue(result, 0, 2), NULL));
+    listener->writable = !standby && !read_only;
+    listener->look_usec = clock_usec() + LOOK_USEC;
+    *ret_reason = standby     ? "the database is a standby"
+                  : read_only ? "the database is read-only"
+                              : "";
+    return 0;
+}
+
+/* ---- a new connection ---- */
+
+/* Where the ring begins: only what comes after the first connection is live. */
+static int find_beginning(struct listener *listener, struct err *err)
+{
+    uint64_t head = 0;
+    int r = read_head(listener, &head, err);
+
+    if (r < 0)
+        return r;
+    if (!listener->started) {
+        listener->started = true;
+        listener->last_seq = head;
+        ring_start(listener->settings.ring, head);
+        stats_gauge_set(listener->settings.stats, STATS_HEAD_SEQ, (int64_t)head);
+        note_answer(listener);
+    } else if (head != 0 && head < listener->last_seq) {
+        /* A dump was restored, or a failover lost commits. New events are seen all the
+         * same: their seq begins in a block of its own, above all that was ever given.
+         * What clients with an id from the lost stretch are told is the resume's
+         * business. */
+        log_warning(
+            "listener: the newest event in the database is %llu, but %llu has been "
+            "seen: events have been lost by a failover or a restored dump",
+            (unsigned long long)head, (unsigned long long)listener->last_seq);
+    }
+    return 0;
+}
+
+/* LISTEN is committed before the first snapshot of the catch-up is taken: what commits in
+ * between is in the one or rings the bell, and nothing falls between them. */
+static int begin_listening(struct listener *listener, struct err *err)
+{
+    const char *reason = "";
+    struct database *database = listener->database;
+    int r = database_check_schema(database, listener->settings.schema_version,
+                                  clock_usec() + QUERY_USEC, err);
+
+    if (r == 0) /* sweep() wants it, and the server's default may be another one */
+        r = ask(listener, "SET default_transaction_isolation = 'read committed'",
+                QUERY_USEC, NULL, err);
+    if (r == 0)
+        r = ask(listener, "LISTEN gateway_events", QUERY_USEC, NULL, err);
+    if (r == 0)
+        r = ask(listener, "LISTEN gateway_wake", QUERY_USEC, NULL, err);
+    if (r == 0)
+        r = look(listener, &reason, err);
+    if (r == 0 && listener->writable)
+        r = sweep(listener, err);
+    if (r == 0)
+        r = find_beginning(listener, err);
+    if (r == 0)
+        set_status(listener, true, listener->writable, reason);
+    return r;
+}
+
+static int open_connection(struct listener *listener, struct err *err)
+{
+    int r;
+
+    if (!listener->prepared && listener->settings.prepare != NULL) {
+        r = listener->settings.prepare(listener->settings.argument, err);
+        if (r < 0)
+            return r;
+    }
+    listener->prepared = true;
+
+    r = database_connect(listener->database, clock_usec() + CONNECT_USEC, err);
+    if (r == 0)
+        r = begin_listening(listener, err);
+    if (r < 0)
+        return r;
+    stats_add(listener->settings.stats, STATS_LISTENER_CONNECTS, 1);
+    retry_up(&listener->retry, "listening to the database at",
+             database_place(listener->database));
+    listener->fetch_wanted = true;
+    return 0;
+}
+
+/* ---- the thread ---- */
+
+static void on_notification(void *argument, const char *channel)
+{
+    struct listener *listener = argument;
+
+    stats_add(listener->settings.stats, STATS_LISTENER_NOTIFICATIONS, 1);
+    if (strcmp(channel, "gateway_wake") == 0)
+        listener->sweep_wanted = listener->sweep_first = true;
+    else
+        listener->fetch_wanted = true;
+}
+
+/* Once a second everything is asked for that a lost doorbell would have asked for. What
+ * was numbered is fetched to its end before more is numbered, so that a flood of rows is
+ * delivered while it lasts; but for one sweep a second, which such a flood cannot starve.
+ */
+static int serve(struct listener *listener, struct err *err)
+{
+    const char *reason;
+
+    if (clock_usec() >= listener->look_usec) {
+        listener->sweep_wanted = listener->fetch_wanted = true;
+        listener->sweep_first = true;
+        int r = look(listener, &reason, err);
+        if (r == 0)
+            set_status(listener, true, listener->writable, reason);
+        return r;
+    }
+    if (listener->sweep_wanted && listener->writable &&
+        (listener->sweep_first || !listener->fetch_wanted)) {
+        listener->sweep_first = false;
+        return sweep(listener, err);
+    }
+    if (listener->fetch_wanted)
+        return fetch(listener, err);
+    return database_wait(listener->database, -1, listener->look_usec, err);
+}
+
+static void turn(struct listener *listener)
+{
+    struct err err = {0};
+    int r;
+
+    if (database_connected(listener->database))
+        r = serve(listener, &err);
+    else if (clock_usec() >= listener->retry.due_usec)
+        r = open_connection(listener, &err);
+    else
+        r = database_wait(listener->database, -1, listener->retry.due_usec, &err);
+    if (r >= 0 || r == -ECANCELED)
+        return;
+
+    database_close(listener->database);
+    retry_down(&listener->retry, "cannot listen", &err);
+    set_status(listener, false, false, err.text);
+}
+
+static bool stopped(const struct listener *listener)
+{
+    uint64_t rung;
+
+    /* The only reader; once it has rung, nobody asks again. */
+    return read(listener->stop_fd, &rung, sizeof(rung)) > 0;
+}
+
+static void run(void *argument)
+{
+    struct listener *listener = argument;
+
+    THREAD_ASSERT(THREAD_LISTENER);
+    while (!stopped(listener)) {
+        thread_beat();
+        turn(listener);
+    }
+    database_close(listener->database);
+    set_status(listener, false, false, "stopping");
+}
+
+/* ---- life ---- */
+
+struct listener *listener_new(const struct listener_settings *settings)
+{
+    struct listener *listener = calloc(1, sizeof(*listener));
+
+    if (listener == NULL)
+        return NULL;
+    listener->settings = *settings;
+    listener->settings.dsn = listener->settings.password =
+        NULL; /* the database's copies */
+    listener->stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (listener->stop_fd < 0 || pthread_mutex_init(&listener->lock, NULL) != 0) {
+        if (listener->stop_fd >= 0)
+            close(listener->stop_fd);
+        free(listener);
+        return NULL;
+    }
+    (void)snprintf(listener->status.reason, sizeof(listener->status.reason),
+                   "not yet connected to the database");
+    listener->database = database_new(&(struct database_settings){
+        .dsn = settings->dsn,
+        .password = settings->password,
+        .door = "listener",
+        .target = "read-write",
+        .stop_fd = listener->stop_fd,
+        .notified = on_notification,
+        .argument = listener,
+    });
+    if (listener->database == NULL) {
+        listener_free(listener);
+        return NULL;
+    }
+    return listener;
+}
+
+int listener_start(struct listener *listener, struct err *err)
+{
+    return thread_start(&listener->thread, THREAD_LISTENER, 0, run, listener, err);
+}
+
+void listener_stop(struct listener *listener)
+{
+    uint64_t one = 1;
+
+    if (listener == NULL || !listener->thread.started)
+        return;
+    if (write(listener->stop_fd, &one, sizeof(one)) < 0)
+        log_error("the listener could not be told to stop: %s", strerror(errno));
+    thread_join(&listener->thread);
+}
+
+void listener_free(struct listener *listener)
+{
+    if (listener == NULL)
+        return;
+    listener_stop(listener);
+    database_free(listener->database);
+    pthread_mutex_destroy(&listener->lock);
+    close(listener->stop_fd);
+    free(listener);
+}
+
+const struct thread *listener_thread(const struct listener *listener)
+{
+    return &listener->thread;
+}

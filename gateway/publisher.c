@@ -1,0 +1,633 @@
+/*
+ * publisher.c - what waits to be written, in batches; and who is told when it is.
+ */
+#include "publisher.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+#include "batch.h"
+#include "clock.h"
+#include "database.h"
+#include "log.h"
+#include "mailbox.h"
+#include "retry.h"
+#include "thread.h"
+
+#define BATCH_EVENTS 5000
+#define BATCH_BYTES  (8 * MIB)
+
+#define CONNECT_USEC   (3 * USEC_PER_SEC)
+#define CHECK_USEC     (3 * USEC_PER_SEC)
+#define STATEMENT_USEC (10 * USEC_PER_SEC)
+#define ASK_USEC       (3 * USEC_PER_SEC)
+#define ASK_AGAIN_USEC (50 * USEC_PER_MSEC)
+
+#define SCAN_USEC (50 * USEC_PER_MSEC)
+
+#define STOPPING "the gateway is being stopped"
+
+/* Requests, oldest first. */
+struct list {
+    struct publish *first;
+    struct publish **tail;
+};
+
+struct publisher {
+    struct publisher_settings settings; /* [const] */
+    struct database *database;          /* [publisher] */
+    struct thread thread;
+    struct mailbox bell; /* rung for a sleeping publisher; carries no letters */
+    int stop_fd;         /* [const] timerfd: readable when the grace is over */
+
+    struct retry retry;    /* [publisher] */
+    uint64_t scanned_usec; /* [publisher] when the queue was last looked through */
+    uint64_t away_usec;    /* [publisher] since when connecting fails; 0: it does not */
+    struct err away;       /* [publisher] why */
+
+    pthread_mutex_t lock;
+    struct list queue;     /* [lock] */
+    size_t accepted_bytes; /* [lock] of all that is accepted and not yet answered */
+    bool asleep;           /* [lock] wants the bell */
+    bool running;          /* [lock] */
+    bool stopping;         /* [lock] */
+};
+
+/* ---- lists ---- */
+
+static void list_init(struct list *list)
+{
+    list->first = NULL;
+    list->tail = &list->first;
+}
+
+static void list_add(struct list *list, struct publish *publish)
+{
+    publish->next = NULL;
+    *list->tail = publish;
+    list->tail = &publish->next;
+}
+
+static struct publish *list_take(struct list *list)
+{
+    struct publish *publish = list->first;
+
+    if (publish == NULL)
+        return NULL;
+    list->first = publish->next;
+    if (list->first == NULL)
+        list->tail = &list->first;
+    publish->next = NULL;
+    return publish;
+}
+
+/* All of `from` behind what is in `to`; `from` is empty afterwards. */
+static void list_move(struct list *to, struct list *from)
+{
+    for (struct publish *publish; (publish = list_take(from)) != NULL;)
+        list_add(to, publish);
+}
+
+static uint64_t earliest_deadline(const struct list *list)
+{
+    uint64_t earliest = CLOCK_NEVER;
+
+    for (const struct publish *publish = list->first; publish != NULL;
+         publish = publish->next)
+        earliest = MIN(earliest, publish->deadline_usec);
+    return earliest;
+}
+
+static size_t request_bytes(const struct publish *publish)
+{
+    size_t bytes = 0;
+
+    for (size_t i = 0; i < publish->count; i++) {
+        const struct event *event = &publish->events[i];
+        bytes += event->data_len + event->channel_len + event->type_len;
+    }
+    return bytes;
+}
+
+/* ---- answers ---- */
+
+static void count_answer(struct publisher *publisher, const struct publish *publish)
+{
+    struct stats *stats = publisher->settings.stats;
+
+    stats_gauge_add(stats, STATS_PUBLISH_WAITING, -(int64_t)publish->count);
+    switch (publish->outcome) {
+    case PUBLISH_DONE:
+        stats_add(stats, STATS_EVENTS_PUBLISHED, publish->count);
+        stats_observe_usec(stats, STATS_PUBLISH_SECONDS,
+                           clock_usec() - publish->accepted_usec);
+        break;
+    case PUBLISH_REFUSED:
+        stats_add(stats, STATS_PUBLISH_REFUSED, publish->count);
+        break;
+    case PUBLISH_UNAVAILABLE:
+    case PUBLISH_UNKNOWN:
+        stats_add(stats, STATS_PUBLISH_UNAVAILABLE, publish->count);
+        break;
+    }
+}
+
+static void answer(struct publisher *publisher, struct publish *publish,
+                   enum publish_outcome outcome, const char *why)
+{
+    size_t bytes = request_bytes(publish);
+
+    publish->outcome = outcome;
+    (void)err_set(&publish->err, 0, "%s", why);
+    count_answer(publisher, publish);
+    pthread_mutex_lock(&publisher->lock);
+    publisher->accepted_bytes -= bytes;
+    pthread_mutex_unlock(&publisher->lock);
+    publish->done(publish); /* the submitter's again, and perhaps gone */
+}
+
+static void answer_all(struct publisher *publisher, struct list *list,
+                       enum publish_outcome outcome, const char *why)
+{
+    for (struct publish *publish; (publish = list_take(list)) != NULL;)
+        answer(publisher, publish, outcome, why);
+}
+
+static bool is_late(const struct publisher *publisher, const struct publish *publish)
+{
+    (void)publisher;
+    return clock_usec() >= publish->deadline_usec;
+}
+
+/* Who comes while the database is known to be away is told at once. Who came before waits
+ * for it to come back, as long as there is time. */
+static bool is_hopeless(const struct publisher *publisher, const struct publish *publish)
+{
+    return publisher->away_usec != 0 && publish->accepted_usec >= publisher->away_usec;
+}
+
+/* Moves those of `list` that are so to `ret_taken`. */
+static void take_if(const struct publisher *publisher, struct list *list,
+                    bool (*is_so)(const struct publisher *, const struct publish *),
+                    struct list *ret_taken)
+{
+    struct list rest;
+
+    list_init(&rest);
+    list_init(ret_taken);
+    for (struct publish *publish; (publish = list_take(list)) != NULL;)
+        list_add(is_so(publisher, publish) ? ret_taken : &rest, publish);
+    list_move(list, &rest);
+}
+
+static void answer_hopeless(struct publisher *publisher)
+{
+    struct list late, hopeless;
+
+    publisher->scanned_usec = clock_usec();
+    pthread_mutex_lock(&publisher->lock);
+    take_if(publisher, &publisher->queue, is_late, &late);
+    take_if(publisher, &publisher->queue, is_hopeless, &hopeless);
+    pthread_mutex_unlock(&publisher->lock);
+
+    answer_all(publisher, &late, PUBLISH_UNAVAILABLE,
+               publisher->away_usec != 0 ? publisher->away.text
+                                         : "the database did not commit in time");
+    answer_all(publisher, &hopeless, PUBLISH_UNAVAILABLE, publisher->away.text);
+}
+
+/* While a call waits for PostgreSQL, the time of those in the queue goes on. */
+static void on_tick(void *argument)
+{
+    answer_hopeless(argument);
+}
+
+/* ---- the connection ---- */
+
+static bool grace_is_over(const struct publisher *publisher)
+{
+    struct pollfd grace = {.fd = publisher->stop_fd, .events = POLLIN};
+
+    return poll(&grace, 1, 0) > 0;
+}
+
+static void lose_connection(struct publisher *publisher, const struct err *err)
+{
+    database_close(publisher->database);
+    if (!grace_is_over(publisher))
+        retry_down(&publisher->retry, "cannot publish", err);
+}
+
+static int open_connection(struct publisher *publisher, uint64_t deadline,
+                           struct err *err)
+{
+    int r = database_connect(publisher->database,
+                             MIN(deadline, clock_usec() + CONNECT_USEC), err);
+
+    if (r == 0)
+        r = database_check_schema(publisher->database, publisher->settings.schema_version,
+                                  MIN(deadline, clock_usec() + CHECK_USEC), err);
+    if (r == -ECANCELED)
+        return r;
+    if (r < 0) {
+        if (publisher->away_usec == 0)
+            publisher->away_usec = clock_usec();
+        publisher->away = *err;
+        lose_connection(publisher, err);
+        return r;
+    }
+    publisher->away_usec = 0;
+    retry_up(&publisher->retry, "publishing to the database at",
+             database_place(publisher->database));
+    return 0;
+}
+
+/* ---- one batch ---- */
+
+/* Back to the front of the queue, for the next connection. */
+static void put_back(struct publisher *publisher, struct list *list)
+{
+    pthread_mutex_lock(&publisher->lock);
+    list_move(list, &publisher->queue);
+    list_move(&publisher->queue, list);
+    pthread_mutex_unlock(&publisher->lock);
+}
+
+/* Before anybody is answered: who gives up waiting leaves the others their numbers. */
+static void set_numbers(const struct batch *batch, struct list *list)
+{
+    uint64_t seq = batch->first_seq;
+
+    for (struct publish *publish = list->first; publish != NULL; publish = publish->next)
+        for (size_t i = 0; i < publish->count; i++)
+            publish->events[i].seq = seq++;
+}
+
+static enum batch_result ask_once(struct publisher *publisher, struct batch *batch,
+                                  uint64_t deadline, struct err *err)
+{
+    struct database *database = publisher->database;
+
+    if (!database_connected(database)) {
+        if (database_wait(database, -1, MIN(publisher->retry.due_usec, deadline), err) <
+                0 ||
+            open_connection(publisher, deadline, err) < 0)
+            return BATCH_LOST;
+    }
+    enum batch_result result =
+        batch_ask(batch, database, MIN(deadline, clock_usec() + ASK_USEC), err);
+    if (result == BATCH_RUNNING &&
+        database_wait(database, -1, MIN(deadline, clock_usec() + ASK_AGAIN_USEC), err) <
+            0)
+        result = BATCH_LOST;
+    if (result == BATCH_LOST)
+        lose_connection(publisher, err);
+    return result;
+}
+
+/* The COMMIT was not answered. Asks until it is known what became of it, or nobody waits
+ * for the answer any more. */
+static enum batch_result find_fate(struct publisher *publisher, struct batch *batch,
+                                   struct list *list, struct err *err)
+{
+    enum batch_result result = BATCH_RUNNING;
+
+    while (list->first != NULL && !grace_is_over(publisher)) {
+        struct list late;
+        result = ask_once(publisher, batch, earliest_deadline(list), err);
+        if (result == BATCH_COMMITTED || result == BATCH_FAILED ||
+            result == BATCH_UNKNOWN)
+            return result;
+        take_if(publisher, list, is_late, &late);
+        answer_all(publisher, &late, PUBLISH_UNKNOWN,
+                   "the connection to the database broke at the commit");
+        answer_hopeless(publisher);
+    }
+    (void)err_set(err, 0, "the connection to the database broke at the commit");
+    return BATCH_UNKNOWN;
+}
+
+static void run_list(struct publisher *publisher, struct list *list);
+
+/* PostgreSQL will not have one of them: halved until it stands alone. */
+static void run_halves(struct publisher *publisher, struct list *list)
+{
+    struct list half;
+    size_t count = 0;
+
+    for (const struct publish *publish = list->first; publish != NULL;
+         publish = publish->next)
+        count++;
+    list_init(&half);
+    for (size_t i = 0; i < count / 2; i++)
+        list_add(&half, list_take(list));
+    run_list(publisher, &half);
+    run_list(publisher, list);
+}
+
+static void handle_failure(struct publisher *publisher, struct list *list,
+                           const char *sqlstate, struct err *err)
+{
+    bool refused = strncmp(sqlstate, "22", 2) == 0 || strncmp(sqlstate, "23", 2) == 0;
+    bool missing = database_schema_missing(sqlstate, err);
+    bool read_only = strcmp(sqlstate, "25006") == 0;
+
+    if (refused && list->first->next != NULL) {
+        run_halves(publisher, list);
+        return;
+    }
+    /* A new connection looks for a primary, and at the schema. */
+    if (missing || read_only)
+        lose_connection(publisher, err);
+    if (!refused && !missing)
+        (void)err_prefix(err, 0, "the database did not commit");
+    answer_all(publisher, list, refused ? PUBLISH_REFUSED : PUBLISH_UNAVAILABLE,
+               err->text);
+}
+
+static enum batch_result commit_list(struct publisher *publisher, struct list *list,
+                                     char ret_sqlstate[6], struct err *err)
+{
+    CLEANUP(batch_done) struct batch batch;
+    uint64_t deadline = MIN(earliest_deadline(list), clock_usec() + STATEMENT_USEC);
+
+    batch_init(&batch);
+    for (const struct publish *publish = list->first; publish != NULL;
+         publish = publish->next)
+        for (size_t i = 0; i < publish->count; i++)
+            batch_add(&batch, &publish->events[i]);
+    ret_sqlstate[0] = '\0';
+    if (batch_ok(&batch) < 0) {
+        memcpy(ret_sqlstate, "53200",
+               sizeof("53200")); /* out of memory, theirs or ours */
+        (void)err_set(err, 0, "no memory for a batch");
+        return BATCH_FAILED;
+    }
+
+    enum batch_result result = batch_commit(&batch, publisher->database, deadline, err);
+    if (result == BATCH_COMMITTED || result == BATCH_UNKNOWN)
+        set_numbers(&batch, list);
+    if (result == BATCH_LOST || result == BATCH_UNKNOWN)
+        lose_connection(publisher, err);
+    if (result == BATCH_UNKNOWN) {
+        result = find_fate(publisher, &batch, list, err);
+        return result == BATCH_FAILED ? BATCH_LOST : result; /* once more, then */
+    }
+    if (result == BATCH_FAILED)
+        memcpy(ret_sqlstate, batch.sqlstate, sizeof(batch.sqlstate));
+    return result;
+}
+
+/* One transaction, or with bad luck some more; `list` is empty afterwards: answered, or
+ * back in the queue. */
+static void run_list(struct publisher *publisher, struct list *list)
+{
+    enum batch_result result = BATCH_LOST;
+    struct err err = {0};
+    char sqlstate[6];
+
+    if (database_connected(publisher->database) && list->first != NULL)
+        result = commit_list(publisher, list, sqlstate, &err);
+    switch (result) {
+    case BATCH_COMMITTED:
+        stats_add(publisher->settings.stats, STATS_PUBLISH_BATCHES, 1);
+        answer_all(publisher, list, PUBLISH_DONE, "");
+        break;
+    case BATCH_FAILED:
+        handle_failure(publisher, list, sqlstate, &err);
+        break;
+    case BATCH_UNKNOWN:
+        answer_all(publisher, list, PUBLISH_UNKNOWN, err.text);
+        break;
+    case BATCH_LOST:
+    case BATCH_RUNNING:
+        put_back(publisher, list);
+        break;
+    }
+}
+
+/* ---- the thread ---- */
+
+/* What waits, up to a batch's size; at least one request, which is never divided. */
+static void take_batch(struct publisher *publisher, struct list *ret_list)
+{
+    struct list late;
+    size_t events = 0, bytes = 0;
+
+    list_init(ret_list);
+    pthread_mutex_lock(&publisher->lock);
+    while (publisher->queue.first != NULL) {
+        const struct publish *publish = publisher->queue.first;
+        events += publish->count;
+        bytes += request_bytes(publish);
+        if (ret_list->first != NULL && (events > BATCH_EVENTS || bytes > BATCH_BYTES))
+            break;
+        list_add(ret_list, list_take(&publisher->queue));
+    }
+    pthread_mutex_unlock(&publisher->lock);
+
+    take_if(publisher, ret_list, is_late, &late);
+    answer_all(publisher, &late, PUBLISH_UNAVAILABLE,
+               "the database did not commit in time");
+}
+
+/* Lies down until there is something to do. Who submits after `asleep` is set rings; what
+ * was submitted before is seen by the look at the queue behind it, under the same lock. */
+static int sleep_until(struct publisher *publisher, uint64_t until, struct err *err)
+{
+    bool connected = database_connected(publisher->database);
+
+    pthread_mutex_lock(&publisher->lock);
+    publisher->asleep = true;
+    until = MIN(until, earliest_deadline(&publisher->queue));
+    if ((connected && publisher->queue.first != NULL) || publisher->stopping)
+        until = 0;
+    pthread_mutex_unlock(&publisher->lock);
+
+    int r = database_wait(publisher->database, mailbox_fd(&publisher->bell), until, err);
+    pthread_mutex_lock(&publisher->lock);
+    publisher->asleep = false;
+    pthread_mutex_unlock(&publisher->lock);
+    (void)mailbox_deliver(&publisher->bell); /* silences it */
+    return r;
+}
+
+static int turn(struct publisher *publisher, struct err *err)
+{
+    struct list list;
+    uint64_t deadline;
+
+    if (publisher->away_usec != 0 || clock_usec() >= publisher->scanned_usec + SCAN_USEC)
+        answer_hopeless(publisher);
+    if (!database_connected(publisher->database)) {
+        if (clock_usec() < publisher->retry.due_usec)
+            return sleep_until(publisher, publisher->retry.due_usec, err);
+        pthread_mutex_lock(&publisher->lock);
+        deadline = earliest_deadline(&publisher->queue);
+        pthread_mutex_unlock(&publisher->lock);
+        return open_connection(publisher, deadline, err);
+    }
+    take_batch(publisher, &list);
+    if (list.first == NULL)
+        return sleep_until(publisher, CLOCK_NEVER, err);
+    run_list(publisher, &list);
+    return 0;
+}
+
+/* Stopping goes on until all is answered, the grace is over, or there is no database to
+ * write to. */
+static bool is_done(struct publisher *publisher)
+{
+    pthread_mutex_lock(&publisher->lock);
+    bool stopping = publisher->stopping;
+    bool empty = publisher->queue.first == NULL;
+    pthread_mutex_unlock(&publisher->lock);
+    return stopping && (empty || publisher->away_usec != 0 || grace_is_over(publisher));
+}
+
+static void run(void *argument)
+{
+    struct publisher *publisher = argument;
+    struct list rest;
+
+    THREAD_ASSERT(THREAD_PUBLISHER);
+    while (!is_done(publisher)) {
+        struct err err = {0};
+        thread_beat();
+        /* open_connection() has told of its own failures. */
+        bool connected = database_connected(publisher->database);
+        int r = turn(publisher, &err);
+        if (r < 0 && r != -ECANCELED && connected)
+            lose_connection(publisher, &err);
+    }
+
+    list_init(&rest);
+    pthread_mutex_lock(&publisher->lock);
+    publisher->running = false;
+    list_move(&rest, &publisher->queue);
+    pthread_mutex_unlock(&publisher->lock);
+    answer_all(publisher, &rest, PUBLISH_UNAVAILABLE, STOPPING);
+    database_close(publisher->database);
+}
+
+/* ---- from other threads ---- */
+
+int publisher_submit(struct publisher *publisher, struct publish *publish)
+{
+    size_t bytes = request_bytes(publish);
+    bool ring = false;
+    int code = 0;
+
+    publish->accepted_usec = clock_usec();
+    pthread_mutex_lock(&publisher->lock);
+    size_t accepted = publisher->accepted_bytes;
+    if (!publisher->running || publisher->stopping) {
+        code = -ESHUTDOWN;
+    } else if (accepted > 0 && accepted + bytes > publisher->settings.queue_bytes) {
+        code = -EAGAIN;
+    } else {
+        publisher->accepted_bytes += bytes;
+        stats_gauge_add(publisher->settings.stats, STATS_PUBLISH_WAITING,
+                        (int64_t)publish->count);
+        list_add(&publisher->queue, publish);
+        ring = publisher->asleep;
+        publisher->asleep = false; /* one ring is enough */
+    }
+    pthread_mutex_unlock(&publisher->lock);
+
+    if (ring)
+        mailbox_ring(&publisher->bell);
+    return code;
+}
+
+int publisher_start(struct publisher *publisher, struct err *err)
+{
+    pthread_mutex_lock(&publisher->lock);
+    publisher->running = true;
+    pthread_mutex_unlock(&publisher->lock);
+
+    int r = thread_start(&publisher->thread, THREAD_PUBLISHER, 0, run, publisher, err);
+    if (r < 0) {
+        pthread_mutex_lock(&publisher->lock);
+        publisher->running = false;
+        pthread_mutex_unlock(&publisher->lock);
+    }
+    return r;
+}
+
+void publisher_stop(struct publisher *publisher, uint64_t grace_usec)
+{
+    struct itimerspec grace = {
+        .it_value = {.tv_sec = (time_t)(grace_usec / USEC_PER_SEC),
+                     .tv_nsec = (long)(grace_usec % USEC_PER_SEC) * 1000 + 1},
+    };
+
+    if (publisher == NULL || !publisher->thread.started)
+        return;
+    pthread_mutex_lock(&publisher->lock);
+    publisher->stopping = true;
+    pthread_mutex_unlock(&publisher->lock);
+    if (timerfd_settime(publisher->stop_fd, 0, &grace, NULL) < 0)
+        log_error("the publisher's grace could not be limited: %s", strerror(errno));
+    mailbox_ring(&publisher->bell);
+    thread_join(&publisher->thread);
+}
+
+/* ---- life ---- */
+
+struct publisher *publisher_new(const struct publisher_settings *settings)
+{
+    struct publisher *publisher = calloc(1, sizeof(*publisher));
+
+    if (publisher == NULL)
+        return NULL;
+    publisher->settings = *settings;
+    publisher->settings.dsn = publisher->settings.password = NULL; /* kept by database */
+    list_init(&publisher->queue);
+    publisher->stop_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    if (publisher->stop_fd < 0 || mailbox_init(&publisher->bell, NULL) < 0 ||
+        pthread_mutex_init(&publisher->lock, NULL) != 0)
+        goto no_lock;
+    publisher->database = database_new(&(struct database_settings){
+        .dsn = settings->dsn,
+        .password = settings->password,
+        .door = "publisher",
+        .target = "read-write",
+        .stop_fd = publisher->stop_fd,
+        .tick = on_tick,
+        .argument = publisher,
+    });
+    if (publisher->database == NULL) {
+        publisher_free(publisher);
+        return NULL;
+    }
+    return publisher;
+
+no_lock:
+    mailbox_done(&publisher->bell);
+    if (publisher->stop_fd >= 0)
+        close(publisher->stop_fd);
+    free(publisher);
+    return NULL;
+}
+
+void publisher_free(struct publisher *publisher)
+{
+    if (publisher == NULL)
+        return;
+    publisher_stop(publisher, 0);
+    database_free(publisher->database);
+    pthread_mutex_destroy(&publisher->lock);
+    mailbox_done(&publisher->bell);
+    close(publisher->stop_fd);
+    free(publisher);
+}
+
+const struct thread *publisher_thread(const struct publisher *publisher)
+{
+    return &publisher->thread;
+}

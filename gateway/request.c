@@ -1,0 +1,543 @@
+#include <errno.h>
+#include <string.h>
+#include <strings.h>
+
+#include <jansson.h>
+
+#include "buf.h"
+#include "json.h"
+#include "request.h"
+
+enum form { FORM_JSON, FORM_NDJSON, FORM_TEXT };
+
+static int problem_set(struct request_problem *problem, unsigned status,
+                       const char *format, ...) PRINTF_LIKE(3, 4);
+
+static int problem_set(struct request_problem *problem, unsigned status,
+                       const char *format, ...)
+{
+    char text[sizeof(problem->detail.text)];
+    va_list arguments;
+
+    va_start(arguments, format);
+    (void)vsnprintf(text, sizeof(text), format, arguments);
+    va_end(arguments);
+    problem->status = status;
+    return err_set(&problem->detail, -EINVAL, "%s", text);
+}
+
+/* -- the media type -- */
+
+/* The text begins with the word (letters in any case), and nothing of the word goes on. */
+static bool is_media_type(const char *text, const char *word)
+{
+    const size_t len = strlen(word);
+
+    return strncasecmp(text, word, len) == 0 && strchr("; \t", text[len]) != NULL;
+}
+
+/* application/vnd.github+json and the like: somebody's webhook. CloudEvents have a meaning
+ * of their own. */
+static bool is_vendor_json(const char *text)
+{
+    static const char application[] = "application/";
+    const size_t len = strcspn(text, "; \t");
+
+    return strncasecmp(text, application, sizeof(application) - 1) == 0 && len > 5 &&
+           strncasecmp(text + len - 5, "+json", 5) == 0 &&
+           strncasecmp(text + sizeof(application) - 1, "cloudevents", 11) != 0;
+}
+
+/* A charset parameter must be one that UTF-8 text is. */
+static bool charset_is_utf8(const char *text)
+{
+    static const char *const fine[] = {"utf-8", "utf8", "us-ascii"};
+    const char *charset = strcasestr(text, "charset=");
+
+    if (charset == NULL)
+        return true;
+    charset += strlen("charset=");
+    charset += *charset == '"';
+    for (size_t i = 0; i < ARRAY_SIZE(fine); i++) {
+        const size_t len = strlen(fine[i]);
+
+        if (strncasecmp(charset, fine[i], len) == 0 &&
+            strchr("\"; \t", charset[len]) != NULL)
+            return true;
+    }
+    return false;
+}
+
+static int find_form(const struct request_form *form, enum form *ret_form,
+                     struct request_problem *problem)
+{
+    const char *type = form->content_type;
+
+    if (type == NULL || *type == '\0')
+        return problem_set(problem, 415,
+                           "there is no Content-Type; for an event send "
+                           "\"Content-Type: application/json\"");
+    if (!charset_is_utf8(type))
+        return problem_set(problem, 415, "the charset of \"%s\" is not UTF-8", type);
+
+    if (is_media_type(type, "application/json"))
+        *ret_form = FORM_JSON;
+    else if (is_media_type(type, "application/x-ndjson"))
+        *ret_form = FORM_NDJSON;
+    else if (is_media_type(type, "text/plain") && form->channel != NULL)
+        *ret_form = FORM_TEXT;
+    else if (is_vendor_json(type) && form->channel != NULL)
+        *ret_form = FORM_JSON;
+    else if (is_media_type(type, "text/plain") || is_vendor_json(type))
+        return problem_set(problem, 415,
+                           "\"%s\" needs ?channel= in the query; without it send "
+                           "application/json or application/x-ndjson",
+                           type);
+    else
+        return problem_set(problem, 415,
+                           "\"%s\" is not taken; send application/json, "
+                           "application/x-ndjson, or text/plain with ?channel=%s",
+                           type,
+                           is_media_type(type, "application/x-www-form-urlencoded")
+                               ? " (curl -d needs -H 'Content-Type: application/json')"
+                               : "");
+    return 0;
+}
+
+int request_check_form(const struct request_form *form,
+                       struct request_problem *ret_problem)
+{
+    enum form kind;
+    struct err err;
+    const int result = find_form(form, &kind, ret_problem);
+
+    if (result < 0)
+        return result;
+    if (form->type != NULL && form->channel == NULL)
+        return problem_set(ret_problem, 400, "?type= needs ?channel= beside it");
+    if (form->channel != NULL &&
+        event_check_channel(form->channel, form->channel_len, &err) < 0)
+        return problem_set(ret_problem, 400, "%s", err.text);
+    if (form->type != NULL && event_check_type(form->type, form->type_len, &err) < 0)
+        return problem_set(ret_problem, 400, "%s", err.text);
+    return 0;
+}
+
+/* -- memory -- */
+
+/* Twice the room, for one of the request's two arrays. */
+static int grow(void **array, size_t *capacity, size_t size)
+{
+    const size_t more = *capacity > 0 ? *capacity * 2 : 4;
+    void *bigger = reallocarray(*array, more, size);
+
+    if (bigger == NULL)
+        return -ENOMEM;
+    *array = bigger;
+    *capacity = more;
+    return 0;
+}
+
+/* The request frees the text with itself; at once if there is no room to remember it. */
+static int keep_text(struct request *request, char *text)
+{
+    if (text == NULL)
+        return -ENOMEM;
+    if (request->text_count == request->text_capacity) {
+        void *texts = request->texts;
+        const int result = grow(&texts, &request->text_capacity, sizeof(*request->texts));
+
+        request->texts = texts;
+        if (result < 0) {
+            free(text);
+            return result;
+        }
+    }
+    request->texts[request->text_count++] = text;
+    return 0;
+}
+
+static int add_event(struct request *request, const struct event *event)
+{
+    if (request->count == request->capacity) {
+        void *events = request->events;
+        const int result = grow(&events, &request->capacity, sizeof(*request->events));
+
+        request->events = events;
+        if (result < 0)
+            return result;
+    }
+    request->events[request->count++] = *event;
+    return 0;
+}
+
+void request_done(struct request *request)
+{
+    for (size_t i = 0; i < request->text_count; i++)
+        free(request->texts[i]);
+    free(request->texts);
+    free(request->events);
+    *request = (struct request){0};
+}
+
+/* -- one event object -- */
+
+/* A walk over one value's text. */
+struct walk {
+    const char *text;
+    size_t len;
+    size_t at;
+    const char *where; /* "event 3: " or "" */
+    struct request_problem *problem;
+};
+
+static int bad(struct walk *walk, const char *what)
+{
+    return problem_set(walk->problem, 400, "%s%s", walk->where, what);
+}
+
+/* The value that begins here, and the walk moved behind it. */
+static int walk_value(struct walk *walk, size_t *ret_begin, size_t *ret_end)
+{
+    struct err err;
+
+    if (json_scan(walk->text, walk->len, walk->at, ret_end, &err) < 0)
+        return bad(walk, err.text);
+    *ret_begin = walk->at;
+    walk->at = json_skip_space(walk->text, walk->len, *ret_end);
+    return 0;
+}
+
+/* What a JSON string means, as a text of the request's. */
+static int decode_string(struct request *request, struct walk *walk, const char *what,
+                         size_t begin, size_t end, const char **ret_text, size_t *ret_len)
+{
+    json_error_t error;
+    json_t *value = json_loadb(walk->text + begin, end - begin, JSON_DECODE_ANY, &error);
+
+    if (value == NULL || !json_is_string(value)) {
+        json_decref(value);
+        return problem_set(walk->problem, 400, "%s\"%s\" is not a string of valid text",
+                           walk->where, what);
+    }
+    char *text = strndup(json_string_value(value), json_string_length(value));
+    *ret_len = json_string_length(value);
+    *ret_text = text;
+    json_decref(value);
+    return keep_text(request, text);
+}
+
+/* One member: "key": value. The key is one of three. */
+static int parse_member(struct request *request, struct walk *walk, struct event *event)
+{
+    size_t begin, end, value_begin, value_end, key_len;
+    const char *key;
+    int result = walk_value(walk, &begin, &end);
+
+    if (result < 0)
+        return result;
+    result = decode_string(request, walk, "member", begin, end, &key, &key_len);
+    if (result < 0)
+        return result;
+    walk->at = json_skip_space(walk->text, walk->len, walk->at + 1); /* the colon */
+    result = walk_value(walk, &value_begin, &value_end);
+    if (result < 0)
+        return result;
+
+    const bool is_channel = strcmp(key, "channel") == 0;
+    const bool is_type = strcmp(key, "type") == 0;
+    const bool is_data = strcmp(key, "data") == 0;
+    if (!is_channel && !is_type && !is_data)
+        return problem_set(
+            walk->problem, 400,
+            "%sunknown member \"%.64s\"; an event has \"channel\", \"type\" "
+            "and \"data\"",
+            walk->where, key);
+    if ((is_channel && event->channel != NULL) || (is_type && event->type != NULL) ||
+        (is_data && event->data != NULL))
+        return problem_set(walk->problem, 400, "%s\"%s\" is there twice", walk->where,
+                           key);
+
+    if (is_channel)
+        return decode_string(request, walk, key, value_begin, value_end, &event->channel,
+                             &event->channel_len);
+    if (is_type)
+        return decode_string(request, walk, key, value_begin, value_end, &event->type,
+                             &event->type_len);
+    event->data = walk->text + value_begin;
+    event->data_len = value_end - value_begin;
+    return 0;
+}
+
+/* Fills in what was not said, and holds the names to their rules. */
+static int complete_event(struct walk *walk, struct event *event)
+{
+    struct err err;
+
+    if (event->data == NULL)
+        return bad(walk, "\"data\" is missing");
+    if (event->channel == NULL) {
+        event->channel = EVENT_DEFAULT_CHANNEL;
+        event->channel_len = strlen(EVENT_DEFAULT_CHANNEL);
+    }
+    if (event->type == NULL) {
+        event->type = EVENT_DEFAULT_TYPE;
+        event->type_len = strlen(EVENT_DEFAULT_TYPE);
+    }
+    if (event_check_channel(event->channel, event->channel_len, &err) < 0 ||
+        event_check_type(event->type, event->type_len, &err) < 0)
+        return bad(walk, err.text);
+    return 0;
+}
+
+/* The object in text[0..len), already known to be JSON. */
+static int parse_object(struct request *request, const char *text, size_t len,
+                        const char *where, struct request_problem *problem)
+{
+    struct walk walk = {text, len, 0, where, problem};
+    struct event event = {0};
+
+    if (text[0] != '{')
+        return bad(&walk, "an event is an object with \"data\"; with ?channel= in the "
+                          "query the whole body is the data");
+
+    walk.at = json_skip_space(text, len, 1);
+    while (text[walk.at] != '}') {
+        const int result = parse_member(request, &walk, &event);
+
+        if (result < 0)
+            return result;
+        if (text[walk.at] == ',')
+            walk.at = json_skip_space(text, len, walk.at + 1);
+    }
+    const int result = complete_event(&walk, &event);
+    return result < 0 ? result : add_event(request, &event);
+}
+
+/* One value of the body: an event, or with ?channel= the data of one. */
+static int parse_value(struct request *request, const struct request_form *form,
+                       const char *text, size_t len, const char *where,
+                       struct request_problem *problem)
+{
+    if (request->count >= REQUEST_EVENTS_MAX)
+        return problem_set(problem, 400, "more than %d events in one request",
+                           REQUEST_EVENTS_MAX);
+    if (form->channel == NULL)
+        return parse_object(request, text, len, where, problem);
+
+    const bool typed = form->type != NULL;
+    return add_event(request,
+                     &(struct event){
+                         .channel = form->channel,
+                         .channel_len = form->channel_len,
+                         .type = typed ? form->type : EVENT_DEFAULT_TYPE,
+                         .type_len = typed ? form->type_len : strlen(EVENT_DEFAULT_TYPE),
+                         .data = text,
+                         .data_len = len,
+                     });
+}
+
+/* -- the forms -- */
+
+static int parse_array(struct request *request, const struct request_form *form,
+                       const char *text, size_t len, struct request_problem *problem)
+{
+    struct walk walk = {text, len, json_skip_space(text, len, 1), "", problem};
+    char where[40];
+
+    request->many = true;
+    while (text[walk.at] != ']') {
+        size_t begin, end;
+
+        (void)snprintf(where, sizeof(where), "event %zu: ", request->count + 1);
+        int result = walk_value(&walk, &begin, &end);
+        if (result == 0)
+            result =
+                parse_value(request, form, text + begin, end - begin, where, problem);
+        if (result < 0)
+            return result;
+        if (text[walk.at] == ',')
+            walk.at = json_skip_space(text, len, walk.at + 1);
+    }
+    return 0;
+}
+
+static int parse_json(struct request *request, const struct request_form *form,
+                      const char *body, size_t len, struct request_problem *problem)
+{
+    struct err err;
+    size_t begin, end;
+
+    if (json_check(body, len, &begin, &end, &err) < 0)
+        return problem_set(problem, 400, "not JSON: %s", err.text);
+    if (form->channel == NULL && body[begin] == '[')
+        return parse_array(request, form, body + begin, end - begin, problem);
+    return parse_value(request, form, body + begin, end - begin, "", problem);
+}
+
+static int parse_lines(struct request *request, const struct request_form *form,
+                       const char *body, size_t len, struct request_problem *problem)
+{
+    size_t number = 0;
+
+    request->many = true;
+    for (size_t at = 0; at < len;) {
+        const char *line = body + at;
+        const char *line_end = memchr(line, '\n', len - at);
+        const size_t line_len = line_end != NULL ? (size_t)(line_end - line) : len - at;
+        char where[40];
+        struct err err;
+        size_t begin, end;
+
+        at += line_len + 1;
+        number++;
+        if (json_skip_space(line, line_len, 0) == line_len)
+            continue; /* an empty line is no event */
+        (void)snprintf(where, sizeof(where), "line %zu: ", number);
+        if (json_check(line, line_len, &begin, &end, &err) < 0)
+            return problem_set(problem, 400, "%snot JSON: %s", where, err.text);
+
+        const int result =
+            parse_value(request, form, line + begin, end - begin, where, problem);
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+static int parse_text(struct request *request, const struct request_form *form,
+                      const char *body, size_t len, struct request_problem *problem)
+{
+    json_t *value = json_stringn(body, len);
+    char *text = json_dumps(value, JSON_ENCODE_ANY);
+
+    json_decref(value);
+    const int result = keep_text(request, text);
+    return result < 0 ? result
+                      : parse_value(request, form, text, strlen(text), "", problem);
+}
+
+int request_parse(struct request *request, const struct request_form *form,
+                  const char *body, size_t len, struct request_problem *ret_problem)
+{
+    enum form kind;
+    int result = find_form(form, &kind, ret_problem);
+
+    *request = (struct request){0};
+    if (result < 0)
+        return result;
+    if (!event_text_is_utf8(body, len))
+        return problem_set(ret_problem, 400, "the body is not valid UTF-8");
+    if (memchr(body, '\0', len) != NULL)
+        return problem_set(ret_problem, 400, "the body has a NUL in it");
+
+    switch (kind) {
+    case FORM_JSON:
+        result = parse_json(request, form, body, len, ret_problem);
+        break;
+    case FORM_NDJSON:
+        result = parse_lines(request, form, body, len, ret_problem);
+        break;
+    case FORM_TEXT:
+        result = parse_text(request, form, body, len, ret_problem);
+        break;
+    }
+    if (result == 0 && request->count == 0)
+        return problem_set(ret_problem, 400, "there is no event in the body");
+    return result;
+}
+
+/* -- what is answered -- */
+
+static json_t *event_summary(const struct event *event)
+{
+    char id[EVENT_ID_MAX_BYTES + 1];
+
+    (void)event_id_format(event->seq, id);
+    return json_pack("{s:s, s:s%, s:s%}", "id", id, "channel", event->channel,
+                     event->channel_len, "type", event->type, event->type_len);
+}
+
+static json_t *event_list(const struct request *request)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < request->count; i++) {
+        if (json_array_append_new(list, event_summary(&request->events[i])) < 0) {
+            json_decref(list);
+            return NULL;
+        }
+    }
+    return json_pack("{s:o}", "events", list);
+}
+
+char *request_answer(const struct request *request)
+{
+    json_t *answer = request->many ? event_list(request) : event_summary(request->events);
+    char *text = json_dumps(answer, JSON_COMPACT);
+
+    json_decref(answer);
+    return text;
+}
+
+char *request_event_json(const struct event *event, const char *created_at)
+{
+    struct buf text = BUF_EMPTY;
+    json_t *summary = event_summary(event);
+    char *names = json_dumps(summary, JSON_COMPACT);
+
+    json_decref(summary);
+    if (names == NULL)
+        return NULL;
+    /* The data goes in as the text it is; whatever the library makes of it is not it. */
+    (void)buf_add(&text, names, strlen(names) - 1);
+    if (created_at != NULL)
+        (void)buf_add_format(&text, ",\"created_at\":\"%s\"", created_at);
+    (void)buf_add_text(&text, ",\"data\":");
+    (void)buf_add(&text, event->data, event->data_len);
+    (void)buf_add_text(&text, "}");
+    free(names);
+    return buf_steal(&text);
+}
+
+const char *request_status_text(unsigned status)
+{
+    switch (status) {
+    case 400:
+        return "Bad Request";
+    case 403:
+        return "Forbidden";
+    case 404:
+        return "Not Found";
+    case 405:
+        return "Method Not Allowed";
+    case 413:
+        return "Content Too Large";
+    case 415:
+        return "Unsupported Media Type";
+    case 417:
+        return "Expectation Failed";
+    case 429:
+        return "Too Many Requests";
+    case 503:
+        return "Service Unavailable";
+    default:
+        return "Internal Server Error";
+    }
+}
+
+char *request_problem_json(const struct request_problem *problem)
+{
+    const size_t len = strlen(problem->detail.text);
+    /* What is wrong may quote bytes that are not text. */
+    const char *detail = event_text_is_utf8(problem->detail.text, len)
+                             ? problem->detail.text
+                             : "the request has bytes that are not UTF-8";
+    json_t *document = json_pack("{s:s, s:s, s:i, s:s}", "type", "about:blank", "title",
+                                 request_status_text(problem->status), "status",
+                                 (int)problem->status, "detail", detail);
+    char *text = json_dumps(document, JSON_COMPACT);
+
+    json_decref(document);
+    return text;
+}

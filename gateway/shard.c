@@ -1,0 +1,623 @@
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "lobby.h"
+#include "log.h"
+#include "shard.h"
+#include "thread.h"
+#include "wheel.h"
+
+/* One turn of the loop takes no more than this from each listening socket. */
+#define ACCEPT_BATCH 64
+
+/* Connections over the limit that are still told so, rather than just closed. */
+#define SURPLUS_MAX 256
+
+/* Silent connections a shard puts up with. */
+#define LOBBY_GUESTS_MAX 1024
+
+/* Out of descriptors: the time until accepting is tried again. */
+#define ACCEPT_PAUSE_USEC (100 * USEC_PER_MSEC)
+
+/* libmicrohttpd is run until it has nothing to do, but for others' sake not for ever. */
+#define RUNS_MAX 16
+
+/* A shard shows that it is alive at least so often. */
+#define SLEEP_MAX_MSEC 1000
+
+enum daemon_kind { STREAMS_SMALL, STREAMS_MEDIUM, STREAMS_LARGE, WORK, DAEMON_COUNT };
+
+struct daemon {
+    struct poller_source source;
+    struct MHD_Daemon *mhd;
+    bool pending; /* it has something to do */
+};
+
+struct listening {
+    struct poller_source source;
+    struct shard *shard;
+    int fd;
+};
+
+struct shard {
+    struct shards *all;     /* [const] */
+    struct thread thread;   /* [main] */
+    struct mailbox mailbox; /* any thread may post */
+    struct mail drain_mail; /* [main] until posted */
+    struct mail stop_mail;  /* [main] until posted */
+    _Atomic size_t load;    /* [atomic] connections */
+    struct ring_reader *reader;
+    struct poller *poller;
+    struct wheel *wheel;
+    struct lobby *lobby;
+    struct fanout *fanout;
+    struct daemon daemons[DAEMON_COUNT];
+    struct listening *listening;
+    struct wheel_timer accept_again;
+    struct poller_source mailbox_source;
+    struct poller_source ring_source;
+    struct connection *connections;
+    bool arriving_surplus; /* of the connection being added */
+    bool draining;
+    bool stopping;
+};
+
+struct shards {
+    struct shard_settings settings; /* [const] */
+    _Atomic size_t connections;     /* [atomic] over all shards */
+    _Atomic uint64_t spread_usec;   /* [atomic] written before drain_mail is posted */
+    struct shard *shards;           /* [const] */
+    unsigned count;                 /* [const] */
+};
+
+/* A descriptor on its way to another shard. */
+struct parcel {
+    struct mail mail;
+    struct shard *shard;
+    int fd;
+    socklen_t address_len;
+    struct sockaddr_storage address;
+};
+
+/* -- connections arrive -- */
+
+static void parcel_delivered(struct mail *mail)
+{
+    struct parcel *parcel = CONTAINER_OF(mail, struct parcel, mail);
+    struct shard *shard = parcel->shard;
+
+    if (shard->draining)
+        close(parcel->fd);
+    else
+        lobby_enter(shard->lobby, parcel->fd, (struct sockaddr *)&parcel->address,
+                    parcel->address_len);
+    free(parcel);
+}
+
+/* Long-lived connections stay where they first come to, so each goes to the shard that
+ * has the fewest: the kernel's own choice among those who wait for one socket is not
+ * even. */
+static struct shard *least_loaded(struct shard *self)
+{
+    struct shard *best = self;
+    size_t best_load = atomic_load_explicit(&self->load, memory_order_relaxed);
+
+    for (unsigned i = 0; i < self->all->count; i++) {
+        struct shard *shard = &self->all->shards[i];
+        const size_t load = atomic_load_explicit(&shard->load, memory_order_relaxed);
+
+        if (load < best_load) {
+            best = shard;
+            best_load = load;
+        }
+    }
+    return best;
+}
+
+static void hand_over(struct shard *self, int fd, const struct sockaddr_storage *address,
+                      socklen_t address_len)
+{
+    struct shard *shard = least_loaded(self);
+
+    stats_add(self->all->settings.stats, STATS_CONNECTIONS_ACCEPTED, 1);
+    if (shard == self) {
+        lobby_enter(self->lobby, fd, (const struct sockaddr *)address, address_len);
+        return;
+    }
+
+    struct parcel *parcel = malloc(sizeof(*parcel));
+    if (parcel == NULL) {
+        close(fd);
+        return;
+    }
+    *parcel = (struct parcel){
+        .mail.deliver = parcel_delivered,
+        .shard = shard,
+        .fd = fd,
+        .address_len = address_len,
+        .address = *address,
+    };
+    mailbox_post(&shard->mailbox, &parcel->mail);
+}
+
+static void stop_listening(struct shard *shard)
+{
+    for (size_t i = 0; i < shard->all->settings.listen_fd_count; i++)
+        poller_remove(shard->poller, &shard->listening[i].source);
+}
+
+static int start_listening(struct shard *shard)
+{
+    for (size_t i = 0; i < shard->all->settings.listen_fd_count; i++) {
+        struct listening *listening = &shard->listening[i];
+        /* Exclusive: one newcomer wakes one shard, not all of them. */
+        const int result = poller_add(shard->poller, &listening->source, listening->fd,
+                                      EPOLLIN | EPOLLEXCLUSIVE);
+
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+static void accept_again(struct wheel_timer *timer)
+{
+    struct shard *shard = CONTAINER_OF(timer, struct shard, accept_again);
+
+    if (!shard->draining && start_listening(shard) < 0)
+        log_error("could not watch the listening sockets again");
+}
+
+/* Out of descriptors or memory. Who waits in the backlog waits a little longer. */
+static void pause_accepting(struct shard *shard, int error)
+{
+    if (!wheel_timer_is_set(&shard->accept_again))
+        log_warning("could not accept connections: %s; trying again", strerror(error));
+    stop_listening(shard);
+    wheel_set(shard->wheel, &shard->accept_again, clock_usec() + ACCEPT_PAUSE_USEC);
+}
+
+static void listening_ready(struct poller_source *source, uint32_t events)
+{
+    struct listening *listening = CONTAINER_OF(source, struct listening, source);
+
+    (void)events;
+    for (int i = 0; i < ACCEPT_BATCH; i++) {
+        struct sockaddr_storage address = {0};
+        socklen_t address_len = sizeof(address);
+        const int fd = accept4(listening->fd, (struct sockaddr *)&address, &address_len,
+                               SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+        if (fd >= 0)
+            hand_over(listening->shard, fd, &address, address_len);
+        else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
+                 errno == ENOMEM)
+            pause_accepting(listening->shard, errno);
+        /* Other errors are one peer's bad luck (accept(2)), or nobody is left. */
+        if (fd < 0 && errno != ECONNABORTED && errno != EINTR)
+            return;
+    }
+}
+
+/* -- and meet libmicrohttpd -- */
+
+/* The smallest pool that a header of that length fits in, with what libmicrohttpd makes
+ * of it: its lines as they came, a record for each, and the answer's header. */
+static enum daemon_kind daemon_for(const struct lobby_arrival *arrival)
+{
+    if (!arrival->wants_stream)
+        return WORK;
+    if (arrival->header_len <= 640)
+        return STREAMS_SMALL;
+    return arrival->header_len <= 3072 ? STREAMS_MEDIUM : STREAMS_LARGE;
+}
+
+static void arrived(void *argument, const struct lobby_arrival *arrival)
+{
+    struct shard *shard = argument;
+    const size_t connections =
+        atomic_load_explicit(&shard->all->connections, memory_order_relaxed);
+    struct daemon *daemon = &shard->daemons[daemon_for(arrival)];
+
+    if (connections >= shard->all->settings.connections_max + SURPLUS_MAX) {
+        stats_add(shard->all->settings.stats, STATS_CONNECTIONS_REFUSED, 1);
+        close(arrival->fd);
+        return;
+    }
+    shard->arriving_surplus = connections >= shard->all->settings.connections_max;
+    /* It closes the descriptor itself when it fails. */
+    (void)MHD_add_connection(daemon->mhd, arrival->fd,
+                             (const struct sockaddr *)&arrival->address,
+                             arrival->address_len);
+    daemon->pending = true;
+}
+
+static void connection_changed(void *argument, struct MHD_Connection *mhd, void **context,
+                               enum MHD_ConnectionNotificationCode change)
+{
+    struct shard *shard = argument;
+
+    if (change == MHD_CONNECTION_NOTIFY_STARTED) {
+        *context = connection_new(mhd, shard, shard->wheel, shard->all->settings.stats,
+                                  shard->arriving_surplus, &shard->connections);
+        atomic_fetch_add_explicit(&shard->all->connections, 1, memory_order_relaxed);
+        atomic_fetch_add_explicit(&shard->load, 1, memory_order_relaxed);
+        stats_gauge_add(shard->all->settings.stats, STATS_CONNECTIONS, 1);
+    } else {
+        connection_free(*context);
+        *context = NULL;
+        atomic_fetch_sub_explicit(&shard->all->connections, 1, memory_order_relaxed);
+        atomic_fetch_sub_explicit(&shard->load, 1, memory_order_relaxed);
+        stats_gauge_add(shard->all->settings.stats, STATS_CONNECTIONS, -1);
+    }
+}
+
+PRINTF_LIKE(2, 0)
+static void daemon_logs(void *argument, const char *format, va_list arguments)
+{
+    char line[256];
+
+    (void)argument;
+    if (vsnprintf(line, sizeof(line), format, arguments) > 0) {
+        line[strcspn(line, "\r\n")] = '\0';
+        log_debug("libmicrohttpd: %s", line);
+    }
+}
+
+static void daemon_ready(struct poller_source *source, uint32_t events)
+{
+    (void)events;
+    CONTAINER_OF(source, struct daemon, source)->pending = true;
+}
+
+static int daemon_start(struct shard *shard, enum daemon_kind kind, size_t pool_bytes)
+{
+    const struct shard_settings *settings = &shard->all->settings;
+    struct daemon *daemon = &shard->daemons[kind];
+    const size_t limit = settings->connections_max + SURPLUS_MAX;
+
+    daemon->mhd = MHD_start_daemon(
+        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_NO_LISTEN_SOCKET |
+            MHD_USE_TURBO | MHD_USE_ERROR_LOG,
+        0, NULL, NULL, settings->answer, settings->argument, MHD_OPTION_EXTERNAL_LOGGER,
+        daemon_logs, NULL, MHD_OPTION_CONNECTION_LIMIT, (unsigned)limit,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, pool_bytes, MHD_OPTION_CONNECTION_TIMEOUT, 0U,
+        MHD_OPTION_UNESCAPE_CALLBACK, settings->unescape, NULL,
+        MHD_OPTION_NOTIFY_CONNECTION, connection_changed, shard,
+        MHD_OPTION_NOTIFY_COMPLETED, settings->completed, settings->argument,
+        MHD_OPTION_END);
+    if (daemon->mhd == NULL)
+        return -ENOMEM;
+
+    const union MHD_DaemonInfo *info =
+        MHD_get_daemon_info(daemon->mhd, MHD_DAEMON_INFO_EPOLL_FD);
+    if (info == NULL)
+        return -ENOTSUP;
+    daemon->source = POLLER_SOURCE(daemon_ready);
+    return poller_add(shard->poller, &daemon->source, info->epoll_fd, EPOLLIN);
+}
+
+static int daemons_start(struct shard *shard)
+{
+    const size_t large = 2 * shard->all->settings.header_max + 4 * KIB;
+    const size_t pools[DAEMON_COUNT] = {
+        [STREAMS_SMALL] = 2 * KIB,
+        [STREAMS_MEDIUM] = 8 * KIB,
+        [STREAMS_LARGE] = MAX(large, 32 * KIB),
+        [WORK] = MAX(large, 32 * KIB),
+    };
+
+    for (enum daemon_kind kind = 0; kind < DAEMON_COUNT; kind++) {
+        const int result = daemon_start(shard, kind, pools[kind]);
+
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+static bool has_more(struct daemon *daemon)
+{
+    MHD_UNSIGNED_LONG_LONG msec;
+
+    return MHD_get_timeout(daemon->mhd, &msec) == MHD_YES && msec == 0;
+}
+
+/* Lets each daemon that has something do it; true if one of them still has. */
+static bool run_daemons(struct shard *shard)
+{
+    bool more = false;
+
+    for (enum daemon_kind kind = 0; kind < DAEMON_COUNT; kind++) {
+        struct daemon *daemon = &shard->daemons[kind];
+
+        for (int i = 0; i < RUNS_MAX && daemon->pending; i++) {
+            (void)MHD_run(daemon->mhd);
+            daemon->pending = has_more(daemon);
+        }
+        more = more || daemon->pending;
+    }
+    return more;
+}
+
+/* -- the loop -- */
+
+static void take_turn(struct shard *shard)
+{
+    const uint64_t now = clock_usec();
+
+    thread_beat();
+    fanout_turn(shard->fanout, now);
+    wheel_advance(shard->wheel, now);
+
+    const bool more_events = fanout_round(shard->fanout);
+    const bool more_work = run_daemons(shard);
+
+    if (more_events || more_work) {
+        poller_wait(shard->poller, 0);
+        return;
+    }
+    if (!ring_sleep(shard->reader, fanout_position(shard->fanout)))
+        return;
+    const int timeout = clock_timeout_msec(wheel_next_usec(shard->wheel));
+    poller_wait(shard->poller,
+                timeout < 0 ? SLEEP_MAX_MSEC : MIN(timeout, SLEEP_MAX_MSEC));
+    ring_awake(shard->reader);
+}
+
+static void drain_delivered(struct mail *mail)
+{
+    struct shard *shard = CONTAINER_OF(mail, struct shard, drain_mail);
+
+    shard->draining = true;
+    stop_listening(shard);
+    lobby_clear(shard->lobby);
+    for (struct connection *connection = shard->connections; connection != NULL;
+         connection = connection->next) {
+        if (connection->idle)
+            connection_shut(connection);
+    }
+    fanout_drain(shard->fanout,
+                 atomic_load_explicit(&shard->all->spread_usec, memory_order_relaxed));
+}
+
+static void stop_delivered(struct mail *mail)
+{
+    CONTAINER_OF(mail, struct shard, stop_mail)->stopping = true;
+}
+
+/* A daemon must not be stopped while a connection of its own sleeps: all are woken, and
+ * libmicrohttpd is given the time to say their last words. */
+static void wake_everybody(struct shard *shard)
+{
+    fanout_close(shard->fanout);
+    for (struct connection *connection = shard->connections; connection != NULL;
+         connection = connection->next) {
+        if (connection->asleep)
+            connection_wake(connection);
+    }
+    for (int i = 0; i < RUNS_MAX; i++) {
+        for (enum daemon_kind kind = 0; kind < DAEMON_COUNT; kind++)
+            shard->daemons[kind].pending = true;
+        (void)run_daemons(shard);
+    }
+}
+
+static void shard_run(void *argument)
+{
+    struct shard *shard = argument;
+
+    while (!shard->stopping)
+        take_turn(shard);
+
+    stop_listening(shard);
+    lobby_clear(shard->lobby);
+    wake_everybody(shard);
+    for (enum daemon_kind kind = 0; kind < DAEMON_COUNT; kind++) {
+        poller_remove(shard->poller, &shard->daemons[kind].source);
+        MHD_stop_daemon(shard->daemons[kind].mhd);
+        shard->daemons[kind].mhd = NULL;
+    }
+}
+
+/* -- building and taking down -- */
+
+static void mail_came(struct poller_source *source, uint32_t events)
+{
+    (void)events;
+    (void)mailbox_deliver(&CONTAINER_OF(source, struct shard, mailbox_source)->mailbox);
+}
+
+static void ring_rang(struct poller_source *source, uint32_t events)
+{
+    /* Waking up is all it is for: take_turn() looks into the ring. */
+    (void)source;
+    (void)events;
+}
+
+static int make_rooms(struct shard *shard, struct err *err)
+{
+    const struct shard_settings *settings = &shard->all->settings;
+
+    shard->poller = poller_new(err);
+    if (shard->poller == NULL)
+        return -ENOMEM;
+    shard->wheel = wheel_new(clock_usec());
+    shard->fanout = fanout_new(&(struct fanout_settings){
+        .reader = shard->reader,
+        .poller = shard->poller,
+        .stats = settings->stats,
+        .timing = settings->timing,
+    });
+    if (shard->wheel == NULL || shard->fanout == NULL)
+        return err_set(err, -ENOMEM, "no memory for a shard");
+    shard->lobby = lobby_new(&(struct lobby_settings){
+        .poller = shard->poller,
+        .wheel = shard->wheel,
+        .stats = settings->stats,
+        .header_max = settings->header_max,
+        .header_time_usec = settings->header_time_usec,
+        .guests_max = LOBBY_GUESTS_MAX,
+        .arrived = arrived,
+        .argument = shard,
+    });
+    shard->listening = calloc(settings->listen_fd_count, sizeof(*shard->listening));
+    if (shard->lobby == NULL || shard->listening == NULL)
+        return err_set(err, -ENOMEM, "no memory for a shard");
+    return 0;
+}
+
+static int watch_sources(struct shard *shard, struct err *err)
+{
+    for (size_t i = 0; i < shard->all->settings.listen_fd_count; i++)
+        shard->listening[i] = (struct listening){
+            .source = POLLER_SOURCE(listening_ready),
+            .shard = shard,
+            .fd = shard->all->settings.listen_fds[i],
+        };
+    shard->accept_again.fire = accept_again;
+    shard->mailbox_source = POLLER_SOURCE(mail_came);
+    shard->ring_source = POLLER_SOURCE(ring_rang);
+
+    int result = poller_add(shard->poller, &shard->mailbox_source,
+                            mailbox_fd(&shard->mailbox), EPOLLIN);
+    if (result == 0)
+        result = poller_add(shard->poller, &shard->ring_source,
+                            ring_reader_fd(shard->reader), EPOLLIN);
+    if (result == 0)
+        result = start_listening(shard);
+    if (result < 0)
+        return err_set(err, result, "could not watch a shard's sockets: %s",
+                       strerror(-result));
+    return 0;
+}
+
+static int shard_init(struct shard *shard, struct shards *all, unsigned index,
+                      struct err *err)
+{
+    shard->all = all;
+    shard->drain_mail.deliver = drain_delivered;
+    shard->stop_mail.deliver = stop_delivered;
+    shard->reader = ring_reader(all->settings.ring, index);
+
+    int result = mailbox_init(&shard->mailbox, err);
+    if (result < 0)
+        return result;
+    result = make_rooms(shard, err);
+    if (result < 0)
+        return result;
+    result = daemons_start(shard);
+    if (result < 0)
+        return err_set(err, result, "could not start libmicrohttpd: %s",
+                       strerror(-result));
+    return watch_sources(shard, err);
+}
+
+static void shard_done(struct shard *shard)
+{
+    if (shard->all == NULL)
+        return;
+    for (enum daemon_kind kind = 0; kind < DAEMON_COUNT; kind++) {
+        if (shard->daemons[kind].mhd != NULL)
+            MHD_stop_daemon(shard->daemons[kind].mhd);
+    }
+    lobby_free(shard->lobby);
+    fanout_free(shard->fanout);
+    free(shard->listening);
+    wheel_free(shard->wheel);
+    poller_free(shard->poller);
+    mailbox_done(&shard->mailbox);
+}
+
+struct shards *shards_new(const struct shard_settings *settings, struct err *err)
+{
+    struct shards *shards = calloc(1, sizeof(*shards));
+
+    if (shards == NULL) {
+        (void)err_set(err, -ENOMEM, "no memory for the shards");
+        return NULL;
+    }
+    shards->settings = *settings;
+    shards->count = settings->count;
+    shards->shards = calloc(settings->count, sizeof(*shards->shards));
+    if (shards->shards == NULL) {
+        (void)err_set(err, -ENOMEM, "no memory for the shards");
+        shards_free(shards);
+        return NULL;
+    }
+    for (unsigned i = 0; i < shards->count; i++) {
+        if (shard_init(&shards->shards[i], shards, i, err) < 0) {
+            shards_free(shards);
+            return NULL;
+        }
+    }
+    return shards;
+}
+
+int shards_start(struct shards *shards, struct err *err)
+{
+    for (unsigned i = 0; i < shards->count; i++) {
+        struct shard *shard = &shards->shards[i];
+        const int result =
+            thread_start(&shard->thread, THREAD_SHARD, i, shard_run, shard, err);
+
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+void shards_drain(struct shards *shards, uint64_t spread_usec)
+{
+    atomic_store_explicit(&shards->spread_usec, spread_usec, memory_order_relaxed);
+    for (unsigned i = 0; i < shards->count; i++)
+        mailbox_post(&shards->shards[i].mailbox, &shards->shards[i].drain_mail);
+}
+
+size_t shards_connections(const struct shards *shards)
+{
+    return atomic_load_explicit(&shards->connections, memory_order_relaxed);
+}
+
+void shards_stop(struct shards *shards)
+{
+    for (unsigned i = 0; i < shards->count; i++)
+        mailbox_post(&shards->shards[i].mailbox, &shards->shards[i].stop_mail);
+    for (unsigned i = 0; i < shards->count; i++)
+        thread_join(&shards->shards[i].thread);
+}
+
+void shards_free(struct shards *shards)
+{
+    if (shards == NULL)
+        return;
+    for (unsigned i = 0; shards->shards != NULL && i < shards->count; i++)
+        shard_done(&shards->shards[i]);
+    free(shards->shards);
+    free(shards);
+}
+
+const struct thread *shards_thread(const struct shards *shards, unsigned index)
+{
+    return &shards->shards[index].thread;
+}
+
+struct fanout *shard_fanout(struct shard *shard)
+{
+    return shard->fanout;
+}
+
+bool shard_is_draining(const struct shard *shard)
+{
+    return shard->draining;
+}
+
+void shard_post(struct shard *shard, struct mail *mail)
+{
+    mailbox_post(&shard->mailbox, mail);
+}

@@ -1,0 +1,86 @@
+/*
+ * shard.h - one thread: its connections, its epoll, its subscribers.
+ *
+ *   listening sockets (shared) ──> accept ──> the shard with the fewest ──> lobby
+ *                                                                            │ header
+ * complete ┌───────────────────────────────────────────────────────────────────┘
+ *        v
+ *   libmicrohttpd daemons of this shard, driven by its loop
+ *        streams  2 KiB ┐
+ *        streams  8 KiB ├─ by the length of the header: memory per idle subscriber
+ *        streams 32 KiB ┘
+ *        work             everything else: waking a POST walks a daemon's whole list of
+ *                         sleepers, so streams sleep in other daemons
+ *
+ * The loop: time, mail, sockets, libmicrohttpd, a round of the fan-out; then it sleeps on
+ * its epoll set alone.
+ *
+ * Always true: nothing of a connection is ever touched by another thread than its
+ * shard's.
+ *
+ * Threads: shards_* on main; shard_* on the shard's own, but for shard_post().
+ */
+#ifndef SHARD_H
+#define SHARD_H
+
+#include <microhttpd.h>
+
+#include "base.h"
+#include "connection.h"
+#include "err.h"
+#include "fanout.h"
+#include "mailbox.h"
+#include "ring.h"
+#include "stats.h"
+#include "stream.h"
+
+struct shards;
+struct shard;
+struct thread;
+
+struct shard_settings {
+    unsigned count; /* shards; the ring has a reader for each */
+    const int
+        *listen_fds; /* listening, non-blocking; the caller's to close, after free */
+    size_t listen_fd_count;
+    struct ring *ring;
+    struct stats *stats;
+    struct stream_timing timing;
+    size_t header_max;         /* bytes */
+    uint64_t header_time_usec; /* from accept to the end of the first header */
+    size_t connections_max;    /* over all shards; more are marked surplus */
+
+    /* The front's callbacks, on the shard's thread; see libmicrohttpd. */
+    MHD_AccessHandlerCallback answer;
+    MHD_RequestCompletedCallback completed;
+    size_t (*unescape)(void *argument, struct MHD_Connection *mhd, char *text);
+    void *argument;
+};
+
+/* NULL: err says why. The arrays are copied. */
+struct shards *shards_new(const struct shard_settings *settings,
+                          struct err *err) MUST_CHECK;
+int shards_start(struct shards *shards, struct err *err) MUST_CHECK;
+
+/* Stops accepting, closes idle connections; streams say goodbye at random times within
+ * spread_usec; what was begun is answered. Returns at once. */
+void shards_drain(struct shards *shards, uint64_t spread_usec);
+
+/* Connections there are; those in the lobby do not count. */
+size_t shards_connections(const struct shards *shards);
+
+/* Ends everything that is left, and the threads. Whoever answers sleeping requests must
+ * have done so: publisher and replay are stopped first. */
+void shards_stop(struct shards *shards);
+void shards_free(struct shards *shards);
+
+/* The thread of that index, for the watchdog. */
+const struct thread *shards_thread(const struct shards *shards, unsigned index);
+
+struct fanout *shard_fanout(struct shard *shard);
+bool shard_is_draining(const struct shard *shard);
+
+/* From any thread: mail->deliver() is called on the shard's. */
+void shard_post(struct shard *shard, struct mail *mail);
+
+#endif

@@ -1,0 +1,67 @@
+/*
+ * sse.h - an event as bytes on the wire (WHATWG HTML, 9.2 Server-sent events).
+ *
+ *     id: 42\n
+ *     event: created\n          only if the type is not "message"
+ *     data: {"n":\n             one for each line of the data: CR, LF and CRLF all split
+ *     data: 1}\n
+ *     \n
+ *
+ * A frame is encoded once and sent to every subscriber from the same memory. It is stored
+ * as one HTTP/1.1 chunk (RFC 9112, 7.1), so that the same bytes serve an HTTP/1.1 client
+ * whole; an HTTP/1.0 client gets the part between the chunk's brackets.
+ *
+ *     | hex length CRLF | id: ... blank line | CRLF |
+ *       ^ bytes           ^ bytes + body_offset
+ *
+ * Threads: any; a frame does not change once it is made.
+ */
+#ifndef SSE_H
+#define SSE_H
+
+#include "base.h"
+#include "event.h"
+
+struct sse_frame {
+    struct sse_frame *next; /* the ring's own, once the frame has left its slot */
+    uint64_t position;      /* in the ring; set by ring_push */
+    uint64_t seq;
+    uint64_t channel_hash; /* sse_hash() of the channel */
+    uint64_t type_hash;    /* sse_hash() of the type */
+    uint32_t channel_offset, channel_len;
+    uint32_t type_offset, type_len;
+    uint32_t body_offset, body_len; /* the event without the chunk's brackets */
+    uint32_t len;                   /* the whole chunk */
+    char bytes[];                   /* the chunk, then channel and type, NUL-terminated */
+};
+
+/* Encodes the event. NULL: no memory, or larger than 4 GiB once encoded. */
+struct sse_frame *sse_frame_new(const struct event *event) MUST_CHECK;
+void sse_frame_free(struct sse_frame *frame);
+
+/* What the frame weighs, for the ring's accounts. */
+size_t sse_frame_weight(const struct sse_frame *frame);
+
+const char *sse_frame_channel(const struct sse_frame *frame);
+const char *sse_frame_type(const struct sse_frame *frame);
+
+/* 64-bit FNV-1a, for channel and type names; and byte by byte, for whoever wants the hash
+ * of every prefix in one pass. */
+uint64_t sse_hash(const char *text, size_t len);
+
+static inline uint64_t sse_hash_begin(void)
+{
+    return UINT64_C(0xcbf29ce484222325);
+}
+
+static inline uint64_t sse_hash_add(uint64_t hash, char byte)
+{
+    return (hash ^ (unsigned char)byte) * UINT64_C(0x100000001b3);
+}
+
+/* Puts one HTTP/1.1 chunk's brackets around `body_len` bytes: writes "hex CRLF" to `head`
+ * and returns its length; the chunk ends with "\r\n". */
+#define SSE_CHUNK_HEAD_MAX 10
+size_t sse_chunk_head(size_t body_len, char head[SSE_CHUNK_HEAD_MAX + 1]);
+
+#endif

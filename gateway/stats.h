@@ -1,0 +1,81 @@
+/*
+ * stats.h - counters, gauges and histograms: raised anywhere, rendered in one place.
+ *
+ * One table in stats.c gives each its Prometheus name (prefix pgsse_), labels and help.
+ * A new figure is one word in an enum here and one line in that table.
+ *
+ * Threads: any; relaxed atomics, so figures of one moment may be a moment apart. Cost:
+ * one atomic addition; the path of an event adds once a round, not once a subscriber.
+ * Source of the format: Prometheus text exposition format 0.0.4.
+ */
+#ifndef STATS_H
+#define STATS_H
+
+#include "base.h"
+#include "buf.h"
+
+enum stats_counter {
+    STATS_EVENTS_RECEIVED,       /* fetched by the listener and put into the ring */
+    STATS_EVENTS_RECEIVED_BYTES, /* their bytes as encoded */
+    STATS_EVENTS_DELIVERED,      /* frames handed to sockets, once a subscriber */
+    STATS_DELIVERED_BYTES,       /* bytes handed to sockets by streams */
+    STATS_EVENTS_PUBLISHED,      /* committed by POST */
+    STATS_PUBLISH_BATCHES,       /* commits they took */
+    STATS_PUBLISH_REFUSED,     /* events whose request was answered 4xx by the database */
+    STATS_PUBLISH_UNAVAILABLE, /* events whose request was answered 503 */
+    STATS_EVENTS_NUMBERED,     /* rows of others numbered by this gateway's sweeps */
+    STATS_STREAMS_OPENED,
+    STATS_STREAMS_LAGGED, /* overtaken by the ring */
+    STATS_STREAMS_IDLE_CLOSED,
+    STATS_STREAMS_GAPS, /* streams told that something is missing */
+    STATS_CONNECTIONS_ACCEPTED,
+    STATS_CONNECTIONS_REFUSED, /* over the connection limit */
+    STATS_CONNECTIONS_EXPIRED, /* too slow with a header, a body or a read */
+    STATS_REQUESTS_BAD,        /* refused before routing: malformed or smuggling */
+    STATS_RESPONSES_2XX,
+    STATS_RESPONSES_3XX,
+    STATS_RESPONSES_4XX,
+    STATS_RESPONSES_5XX,
+    STATS_LISTENER_CONNECTS,
+    STATS_LISTENER_NOTIFICATIONS,
+    STATS_LISTENER_FETCHES,
+    STATS_COUNTER_COUNT
+};
+
+enum stats_gauge {
+    STATS_LISTENER_CONNECTED, /* 1 while notifications are being listened to */
+    STATS_DATABASE_WRITABLE,  /* 1 while the last look said so */
+    STATS_HEAD_SEQ,           /* newest event put into the ring */
+    STATS_RING_EVENTS,
+    STATS_RING_BYTES,
+    STATS_CONNECTIONS,     /* raised and lowered with stats_gauge_add */
+    STATS_STREAMS,         /* likewise */
+    STATS_STREAMS_BEHIND,  /* likewise: waiting for their socket to take more */
+    STATS_PUBLISH_WAITING, /* events waiting for their batch */
+    STATS_GAUGE_COUNT
+};
+
+enum stats_histogram {
+    STATS_PUBLISH_SECONDS,   /* from a POST's last byte to its commit */
+    STATS_EVENT_AGE_SECONDS, /* from created_at, the database's clock, to the ring */
+    STATS_HISTOGRAM_COUNT
+};
+
+struct stats;
+
+struct stats *stats_new(void) MUST_CHECK; /* NULL: no memory */
+void stats_free(struct stats *stats);
+
+void stats_add(struct stats *stats, enum stats_counter counter, uint64_t amount);
+void stats_gauge_set(struct stats *stats, enum stats_gauge gauge, int64_t value);
+void stats_gauge_add(struct stats *stats, enum stats_gauge gauge, int64_t amount);
+void stats_observe_usec(struct stats *stats, enum stats_histogram histogram,
+                        uint64_t usec);
+
+uint64_t stats_counter_value(const struct stats *stats, enum stats_counter counter);
+int64_t stats_gauge_value(const struct stats *stats, enum stats_gauge gauge);
+
+/* Adds the whole /metrics text. buf_ok() tells whether there was memory for it. */
+void stats_render(const struct stats *stats, struct buf *ret_text);
+
+#endif

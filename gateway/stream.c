@@ -1,0 +1,514 @@
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include "buf.h"
+#include "clock.h"
+#include "stream.h"
+
+/* libmicrohttpd allocates this much with each response; the greeting rarely needs more.
+ */
+#define READ_BLOCK_BYTES 64
+
+/* Frames in one sendmsg(2). */
+#define SEND_FRAMES 256
+
+#define SOCKET_EVENTS (EPOLLOUT | EPOLLRDHUP | EPOLLET)
+
+/* The time libmicrohttpd has for writing a goodbye. */
+#define GOODBYE_USEC (5 * USEC_PER_SEC)
+
+/* A lone colon: no blank line behind it, because some clients take that for a message. */
+#define HEARTBEAT ":\n"
+
+struct stream_type {
+    uint64_t hash;
+    size_t len;
+    char *name;
+};
+
+static void source_ready(struct poller_source *source, uint32_t events);
+static void timer_fired(struct wheel_timer *timer);
+static void set_timer(struct stream *stream);
+
+/* -- making -- */
+
+static int copy_types(struct stream *stream, const struct stream_wishes *wishes)
+{
+    if (wishes->type_count == 0)
+        return 0;
+    stream->types = calloc(wishes->type_count, sizeof(*stream->types));
+    if (stream->types == NULL)
+        return -ENOMEM;
+
+    for (size_t i = 0; i < wishes->type_count; i++) {
+        const struct stream_text *type = &wishes->types[i];
+
+        stream->types[i] = (struct stream_type){
+            .hash = sse_hash(type->text, type->len),
+            .len = type->len,
+            .name = strndup(type->text, type->len),
+        };
+        stream->type_count++;
+        if (stream->types[i].name == NULL)
+            return -ENOMEM;
+    }
+    return 0;
+}
+
+struct stream *stream_new(const struct stream_wishes *wishes,
+                          struct connection *connection, struct poller *poller,
+                          const struct stream_timing *timing, struct stats *stats,
+                          struct stream_owner *owner)
+{
+    struct stream *stream = calloc(1, sizeof(*stream));
+
+    if (stream == NULL)
+        return NULL;
+    stream->connection = connection;
+    stream->owner = owner;
+    stream->timing = timing;
+    stream->poller = poller;
+    stream->stats = stats;
+    stream->source = POLLER_SOURCE(source_ready);
+    stream->timer.fire = timer_fired;
+    stream->chunked = wishes->chunked;
+    stream->everything =
+        wishes->chunked && wishes->channel_count == 1 && wishes->type_count == 0;
+    stream->last_sent_usec = clock_usec();
+    stream->ends_usec = timing->max_age_usec == CLOCK_NEVER
+                            ? CLOCK_NEVER
+                            : clock_usec() + clock_jitter(timing->max_age_usec);
+    stream->member_count = wishes->channel_count;
+    stream->members = calloc(wishes->channel_count, sizeof(*stream->members));
+
+    for (size_t i = 0; stream->members != NULL && i < stream->member_count; i++)
+        stream->members[i].owner = stream;
+    if (stream->members == NULL || copy_types(stream, wishes) < 0) {
+        stream_free(stream);
+        return NULL;
+    }
+    return stream;
+}
+
+void stream_free(struct stream *stream)
+{
+    if (stream == NULL)
+        return;
+    for (size_t i = 0; i < stream->type_count; i++)
+        free(stream->types[i].name);
+    free(stream->types);
+    free(stream->members);
+    free(stream->greeting);
+    free(stream->rest);
+    free(stream);
+}
+
+static void set_phase(struct stream *stream, enum stream_phase phase)
+{
+    const int behind = (phase == STREAM_BEHIND) - (stream->phase == STREAM_BEHIND);
+
+    if (behind != 0)
+        stats_gauge_add(stream->stats, STATS_STREAMS_BEHIND, behind);
+    stream->phase = phase;
+}
+
+bool stream_takes_type(const struct stream *stream, const struct sse_frame *frame)
+{
+    if (stream->type_count == 0)
+        return true;
+    for (size_t i = 0; i < stream->type_count; i++) {
+        const struct stream_type *type = &stream->types[i];
+
+        if (type->hash == frame->type_hash && type->len == frame->type_len &&
+            memcmp(type->name, sse_frame_type(frame), type->len) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* -- bytes of our own: greeting, gap, heartbeat, goodbye -- */
+
+static uint64_t retry_msec(const struct stream *stream)
+{
+    return clock_jitter(stream->timing->retry_usec) / USEC_PER_MSEC;
+}
+
+/* The id may be anything a client sent: JSON-escaped, and cut. */
+static void add_requested(struct buf *text, struct stream_text requested)
+{
+    (void)buf_add_text(text, "\"");
+    for (size_t i = 0; i < MIN(requested.len, (size_t)128); i++) {
+        const char byte = requested.text[i];
+
+        if (byte >= ' ' && byte < 0x7f && byte != '"' && byte != '\\')
+            (void)buf_add(text, &byte, 1);
+        else
+            (void)buf_add_format(text, "\\u%04x", (unsigned char)byte);
+    }
+    (void)buf_add_text(text, "\"");
+}
+
+static void add_gap(struct buf *text, enum stream_gap gap, struct stream_text requested,
+                    uint64_t oldest)
+{
+    static const char *const reasons[] = {
+        [STREAM_NO_GAP] = "",
+        [STREAM_GAP_EXPIRED] = "expired",
+        [STREAM_GAP_UNKNOWN] = "unknown",
+        [STREAM_GAP_FUTURE] = "future",
+    };
+
+    (void)buf_add_format(text,
+                         "id: %" PRIu64 "\nevent: gap\ndata: {\"requested\":", oldest);
+    add_requested(text, requested);
+    (void)buf_add_format(text, ",\"oldest\":\"%" PRIu64 "\",\"reason\":\"%s\"}\n\n",
+                         oldest, reasons[gap]);
+}
+
+int stream_greet(struct stream *stream, enum stream_gap gap, struct stream_text requested,
+                 uint64_t oldest)
+{
+    struct buf text = BUF_EMPTY;
+
+    /* Not a block of its own: the retry: line belongs to the first frame, because some
+     * clients take a block with nothing else in it for a message. */
+    (void)buf_add_format(&text, HEARTBEAT "retry: %" PRIu64 "\n", retry_msec(stream));
+    if (gap != STREAM_NO_GAP) {
+        add_gap(&text, gap, requested, oldest);
+        stats_add(stream->stats, STATS_STREAMS_GAPS, 1);
+    }
+    stream->greeting_len = text.len;
+    stream->greeting = buf_steal(&text);
+    return stream->greeting != NULL ? 0 : -ENOMEM;
+}
+
+/* Leaves bytes of ours to be sent before anything else; as one chunk if need be. */
+static int leave_rest(struct stream *stream, const char *bytes, size_t len, size_t out)
+{
+    char head[SSE_CHUNK_HEAD_MAX + 1] = "";
+    const size_t head_len = stream->chunked ? sse_chunk_head(len, head) : 0;
+    struct buf rest = BUF_EMPTY;
+
+    (void)buf_add(&rest, stream->rest + stream->rest_out,
+                  stream->rest_len - stream->rest_out);
+    (void)buf_add(&rest, head, head_len);
+    (void)buf_add(&rest, bytes, len);
+    (void)buf_add_text(&rest, stream->chunked ? "\r\n" : "");
+    if (buf_ok(&rest) < 0) {
+        buf_done(&rest);
+        return -ENOMEM;
+    }
+    free(stream->rest);
+    stream->rest_len = rest.len;
+    stream->rest_out = out;
+    stream->rest = buf_steal(&rest);
+    return 0;
+}
+
+int stream_tell_gap(struct stream *stream, enum stream_gap gap, uint64_t requested,
+                    uint64_t oldest)
+{
+    char id[EVENT_ID_MAX_BYTES + 1];
+    const size_t id_len = event_id_format(requested, id);
+    CLEANUP(buf_done) struct buf text = BUF_EMPTY;
+
+    add_gap(&text, gap, (struct stream_text){id, id_len}, oldest);
+    if (buf_ok(&text) < 0)
+        return -ENOMEM;
+    stats_add(stream->stats, STATS_STREAMS_GAPS, 1);
+    return leave_rest(stream, text.data, text.len, 0);
+}
+
+/* -- libmicrohttpd's side: greet, sleep, say goodbye -- */
+
+static ssize_t say_goodbye(struct stream *stream, char *out, size_t max)
+{
+    if (stream->end == STREAM_END_ABRUPT)
+        return MHD_CONTENT_READER_END_WITH_ERROR;
+    if (stream->goodbye_out)
+        return MHD_CONTENT_READER_END_OF_STREAM;
+
+    char text[40];
+    const int len =
+        snprintf(text, sizeof(text), "retry: %" PRIu64 "\n", retry_msec(stream));
+
+    if ((size_t)len > max)
+        return MHD_CONTENT_READER_END_OF_STREAM;
+    stream->goodbye_out = true;
+    memcpy(out, text, (size_t)len);
+    return len;
+}
+
+/* `sent` counts the bytes libmicrohttpd has sent itself, which is the greeting alone. */
+static ssize_t read_content(void *argument, uint64_t sent, char *out, size_t max)
+{
+    struct stream *stream = argument;
+
+    if (stream->phase == STREAM_ENDING)
+        return say_goodbye(stream, out, max);
+    if (stream->phase != STREAM_GREETING)
+        return 0; /* called once more while falling asleep */
+
+    if (sent < stream->greeting_len) {
+        const size_t len = MIN(stream->greeting_len - (size_t)sent, max);
+
+        memcpy(out, stream->greeting + sent, len);
+        return (ssize_t)len;
+    }
+
+    free(stream->greeting);
+    stream->greeting = NULL;
+    connection_sleep(stream->connection);
+    set_phase(stream, STREAM_BEHIND);
+    set_timer(stream);
+    /* Edge-triggered, and writable now: the first event comes at once, and takes the
+     * stream to its position. A peer that goes away is noticed at once as well, which
+     * libmicrohttpd cannot do for a suspended connection. */
+    if (poller_add(stream->poller, &stream->source, stream->connection->fd,
+                   SOCKET_EVENTS) < 0)
+        stream_finish(stream, STREAM_END_ABRUPT);
+    return 0;
+}
+
+static void response_over(void *argument)
+{
+    struct stream *stream = argument;
+
+    stream_finish(stream, STREAM_END_ABRUPT); /* if the peer left before it fell asleep */
+    stream_free(stream);
+}
+
+struct MHD_Response *stream_response(struct stream *stream)
+{
+    return MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, READ_BLOCK_BYTES,
+                                             read_content, stream, response_over);
+}
+
+void stream_finish(struct stream *stream, enum stream_end end)
+{
+    if (stream->phase == STREAM_ENDING)
+        return;
+
+    const bool was_asleep = stream->phase != STREAM_GREETING;
+    /* In the middle of a chunk there is no proper end. */
+    const bool broken = stream->offset > 0 || stream->rest != NULL;
+
+    set_phase(stream, STREAM_ENDING);
+    stream->end = broken ? STREAM_END_ABRUPT : end;
+    poller_remove(stream->poller, &stream->source);
+    wheel_remove(stream->connection->wheel, &stream->timer);
+    stream->owner->over(stream->owner, stream);
+    if (was_asleep) {
+        connection_wake(stream->connection);
+        /* libmicrohttpd has the end to write, to a peer that may not read it. */
+        connection_allow(stream->connection, GOODBYE_USEC);
+    }
+}
+
+void stream_finish_at(struct stream *stream, uint64_t usec)
+{
+    stream->ends_usec = MIN(stream->ends_usec, usec);
+    if (wheel_timer_is_set(&stream->timer))
+        set_timer(stream);
+}
+
+/* -- our side: the socket -- */
+
+static void source_ready(struct poller_source *source, uint32_t events)
+{
+    struct stream *stream = CONTAINER_OF(source, struct stream, source);
+
+    if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+        stream_finish(stream, STREAM_END_ABRUPT);
+    else
+        stream->owner->writable(stream->owner, stream);
+}
+
+void stream_yield(struct stream *stream)
+{
+    poller_rearm(stream->poller, &stream->source, SOCKET_EVENTS);
+}
+
+static void fall_behind(struct stream *stream, uint64_t position, uint32_t offset)
+{
+    set_phase(stream, STREAM_BEHIND);
+    stream->position = position;
+    stream->offset = offset;
+}
+
+void stream_is_live(struct stream *stream)
+{
+    set_phase(stream, STREAM_LIVE);
+}
+
+/* The part of a frame that this stream's client gets. */
+static const char *frame_part(const struct stream *stream, const struct sse_frame *frame,
+                              size_t *ret_len)
+{
+    *ret_len = stream->chunked ? frame->len : frame->body_len;
+    return frame->bytes + (stream->chunked ? 0 : frame->body_offset);
+}
+
+/* What the socket took; -1 when the peer is gone (and the stream is finished). */
+static ssize_t took(struct stream *stream, ssize_t result)
+{
+    if (result >= 0) {
+        if (result > 0)
+            stream->last_sent_usec = stream->owner->now_usec;
+        stream->owner->sent_bytes += (uint64_t)result;
+        return result;
+    }
+    if (errno == EAGAIN || errno == EINTR || errno == ENOBUFS || errno == ENOMEM)
+        return 0;
+    stream_finish(stream, STREAM_END_ABRUPT);
+    return -1;
+}
+
+/* Frames [0, count) in one sendmsg(2), the first from stream->offset on. */
+static ssize_t send_parts(struct stream *stream, const struct sse_frame *const *frames,
+                          size_t count)
+{
+    struct iovec parts[SEND_FRAMES];
+
+    for (size_t i = 0; i < count; i++) {
+        size_t len;
+        const char *part = frame_part(stream, frames[i], &len);
+        const size_t skip = i == 0 ? stream->offset : 0;
+
+        parts[i] = (struct iovec){(void *)(uintptr_t)(part + skip), len - skip};
+    }
+    const struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
+    return sendmsg(stream->connection->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+/* Notes that `sent` bytes of the frames are out; returns how many frames that completes.
+ */
+static size_t settle(struct stream *stream, const struct sse_frame *const *frames,
+                     size_t count, size_t sent)
+{
+    sent += stream->offset;
+    stream->offset = 0;
+    for (size_t i = 0; i < count; i++) {
+        size_t len;
+
+        (void)frame_part(stream, frames[i], &len);
+        if (sent < len) {
+            fall_behind(stream, frames[i]->position, (uint32_t)sent);
+            return i;
+        }
+        sent -= len;
+    }
+    return count;
+}
+
+size_t stream_send(struct stream *stream, const struct sse_frame *const *frames,
+                   size_t count, const char *bytes, size_t len)
+{
+    size_t done = 0;
+
+    if (bytes != NULL) {
+        const ssize_t sent = took(stream, send(stream->connection->fd, bytes, len,
+                                               MSG_NOSIGNAL | MSG_DONTWAIT));
+
+        if (sent < 0)
+            return 0;
+        return (size_t)sent == len ? count : settle(stream, frames, count, (size_t)sent);
+    }
+
+    while (done < count) {
+        const size_t group = MIN(count - done, (size_t)SEND_FRAMES);
+        const ssize_t sent = took(stream, send_parts(stream, frames + done, group));
+
+        if (sent < 0)
+            return done;
+        const size_t whole = settle(stream, frames + done, group, (size_t)sent);
+        done += whole;
+        if (whole < group)
+            break;
+    }
+    return done;
+}
+
+bool stream_send_rest(struct stream *stream)
+{
+    if (stream->rest == NULL)
+        return true;
+
+    const ssize_t sent = took(
+        stream, send(stream->connection->fd, stream->rest + stream->rest_out,
+                     stream->rest_len - stream->rest_out, MSG_NOSIGNAL | MSG_DONTWAIT));
+
+    if (sent < 0)
+        return false;
+    stream->rest_out += (size_t)sent;
+    if (stream->rest_out < stream->rest_len)
+        return false;
+    free(stream->rest);
+    stream->rest = NULL;
+    stream->rest_len = 0;
+    stream->rest_out = 0;
+    return true;
+}
+
+/* -- time -- */
+
+static void send_heartbeat(struct stream *stream)
+{
+    static const char chunk[] = "2\r\n" HEARTBEAT "\r\n";
+    const char *bytes = stream->chunked ? chunk : HEARTBEAT;
+    const size_t len = strlen(bytes);
+    const ssize_t sent = took(
+        stream, send(stream->connection->fd, bytes, len, MSG_NOSIGNAL | MSG_DONTWAIT));
+
+    /* Nothing taken at all: there is something in the pipe to keep the line warm. */
+    if (sent <= 0 || (size_t)sent == len)
+        return;
+    if (leave_rest(stream, HEARTBEAT, strlen(HEARTBEAT), (size_t)sent) < 0)
+        stream_finish(stream, STREAM_END_ABRUPT);
+    else
+        fall_behind(stream, stream->owner->position, 0);
+}
+
+/* Nothing is on its way to it: it is up to date, or waits for its place. */
+static bool is_waiting(const struct stream *stream)
+{
+    return stream->phase == STREAM_LIVE || !stream->placed;
+}
+
+/* The next time to look. The heartbeat comes earlier than it is due by up to two fifths,
+ * at random: those who were last sent the same event do not get it all at once. */
+static void set_timer(struct stream *stream)
+{
+    const uint64_t wait = is_waiting(stream)
+                              ? clock_jitter(stream->timing->heartbeat_usec * 4 / 5)
+                              : stream->timing->idle_close_usec;
+
+    wheel_set(stream->connection->wheel, &stream->timer,
+              MIN(stream->last_sent_usec + wait, stream->ends_usec));
+}
+
+static void timer_fired(struct wheel_timer *timer)
+{
+    struct stream *stream = CONTAINER_OF(timer, struct stream, timer);
+    const uint64_t now = stream->owner->now_usec;
+    const uint64_t silent = now - MIN(stream->last_sent_usec, now);
+
+    if (now >= stream->ends_usec) {
+        stream_finish(stream, STREAM_END_GOODBYE);
+        return;
+    }
+    if (is_waiting(stream)) {
+        if (silent >= stream->timing->heartbeat_usec / 2)
+            send_heartbeat(stream);
+    } else if (silent >= stream->timing->idle_close_usec) {
+        stats_add(stream->stats, STATS_STREAMS_IDLE_CLOSED, 1);
+        stream_finish(stream, STREAM_END_ABRUPT);
+    }
+    if (stream->phase != STREAM_ENDING)
+        set_timer(stream);
+}

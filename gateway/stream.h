@@ -1,0 +1,171 @@
+/*
+ * stream.h - one subscriber: what it wants, where it is, what its socket has taken.
+ *
+ *   GREETING ──(header and first bytes are out)──> LIVE <──> BEHIND ──> ENDING
+ *      libmicrohttpd writes                     we write, it is suspended libmicrohttpd
+ *                                                                            closes
+ *
+ * LIVE: everything up to its shard's position has been handed to the socket. BEHIND: the
+ * socket would not take all of it, or the subscriber came back for older events; its own
+ * position, and how many bytes of the frame there are out already, say where it goes on.
+ * No bytes of an event are ever copied for a subscriber: a slow one costs two numbers.
+ *
+ * Frames go straight from the ring's memory to the socket: an HTTP/1.1 client gets them
+ * with their chunk's brackets, an HTTP/1.0 client without.
+ *
+ * Always true: the socket is touched by us only while the connection is asleep, and by
+ * libmicrohttpd only while it is not.
+ *
+ * Threads: its shard's. Cost: one send(2) for a run of frames.
+ */
+#ifndef STREAM_H
+#define STREAM_H
+
+#include "base.h"
+#include "channels.h"
+#include "connection.h"
+#include "poller.h"
+#include "sse.h"
+#include "stats.h"
+#include "wheel.h"
+
+/* Channels one subscriber may ask for, at the most. */
+#define STREAM_CHANNELS_MAX 256
+
+/* Why a stream did not begin at the id asked for. */
+enum stream_gap {
+    STREAM_NO_GAP,
+    STREAM_GAP_EXPIRED, /* older than what is kept */
+    STREAM_GAP_UNKNOWN, /* not an id of ours */
+    STREAM_GAP_FUTURE,  /* newer than anything there is */
+};
+
+struct stream_text {
+    const char *text; /* borrowed */
+    size_t len;
+};
+
+/* What a subscriber asks for. */
+struct stream_wishes {
+    const struct stream_text *channels; /* names, or prefixes with '*' behind them */
+    size_t channel_count;               /* 1 to STREAM_CHANNELS_MAX */
+    const struct stream_text *types;
+    size_t type_count;          /* 0: all types */
+    bool chunked;               /* HTTP/1.1 */
+    struct stream_text last_id; /* text NULL: from now on */
+};
+
+struct stream_timing {
+    uint64_t heartbeat_usec;
+    uint64_t retry_usec;      /* what the client is told to wait; jittered for each */
+    uint64_t max_age_usec;    /* CLOCK_NEVER: no end */
+    uint64_t idle_close_usec; /* a reader that takes nothing for so long is closed */
+};
+
+enum stream_phase { STREAM_GREETING, STREAM_LIVE, STREAM_BEHIND, STREAM_ENDING };
+
+enum stream_end {
+    STREAM_END_ABRUPT,  /* the peer is gone, or the last chunk is broken */
+    STREAM_END_GOODBYE, /* with a last retry:, and a proper end of the body */
+};
+
+struct stream;
+
+/* The room that feeds streams, seen from them: what they tell it, and what they share. */
+struct stream_owner {
+    void (*writable)(struct stream_owner *owner, struct stream *stream);
+    void (*over)(struct stream_owner *owner,
+                 struct stream *stream); /* leave everything */
+
+    uint64_t position;   /* LIVE streams have been sent everything before it */
+    uint64_t now_usec;   /* clock_usec() of this turn of the shard's loop */
+    uint64_t sent_bytes; /* what all streams' sockets took; for the counters */
+};
+
+struct stream {
+    struct connection *connection;      /* [const] */
+    struct stream_owner *owner;         /* [const] */
+    const struct stream_timing *timing; /* [const] */
+    struct poller *poller;              /* [const] */
+    struct stats *stats;                /* [const] */
+    struct poller_source source;
+    struct wheel_timer timer;
+
+    enum stream_phase phase;
+    enum stream_end end;
+    bool chunked;    /* [const] */
+    bool everything; /* [const] one topic, all types, chunked: takes runs as they are */
+    bool placed;     /* `position` is known */
+
+    uint64_t position; /* BEHIND: of the frame to go on with */
+    uint32_t offset;   /* BEHIND: bytes of it that are out already */
+    char *rest;        /* BEHIND: bytes of ours that go before it (heap), or NULL */
+    size_t rest_len;
+    size_t rest_out;
+
+    uint64_t last_sent_usec; /* when the socket last took something */
+    uint64_t ends_usec;      /* maximum age, or the goodbye of a drain */
+
+    char *greeting; /* heap; until it is out */
+    size_t greeting_len;
+    bool goodbye_out;
+
+    struct channels_member *members; /* [const] member_count of them */
+    size_t member_count;             /* [const] */
+    struct stream_type *types;       /* [const] type_count of them */
+    size_t type_count;               /* [const] */
+
+    uint64_t last_id;       /* asked for, while it is not placed */
+    struct stream *touched; /* the owner's own */
+    uint64_t mark;          /* the owner's own */
+    struct stream *next;    /* the owner's own */
+    struct stream **link;   /* the owner's own */
+};
+
+/* The members have joined nothing yet; the texts are copied. NULL: no memory. */
+struct stream *stream_new(const struct stream_wishes *wishes,
+                          struct connection *connection, struct poller *poller,
+                          const struct stream_timing *timing, struct stats *stats,
+                          struct stream_owner *owner) MUST_CHECK;
+void stream_free(struct stream *stream);
+
+/* The first bytes: a heartbeat, the retry: line, and the gap if there is one. `oldest` is
+ * the id it goes on after. -ENOMEM. */
+int stream_greet(struct stream *stream, enum stream_gap gap, struct stream_text requested,
+                 uint64_t oldest) MUST_CHECK;
+
+/* The same gap, said to a stream that is asleep already. -ENOMEM. */
+int stream_tell_gap(struct stream *stream, enum stream_gap gap, uint64_t requested,
+                    uint64_t oldest) MUST_CHECK;
+
+/* The response that greets, sleeps and says goodbye; the stream is freed when
+ * libmicrohttpd is through with it. NULL: no memory; the stream stays the caller's. */
+struct MHD_Response *stream_response(struct stream *stream) MUST_CHECK;
+
+/* Does it want this type? (Its channels are the owner's business.) */
+bool stream_takes_type(const struct stream *stream, const struct sse_frame *frame);
+
+/* Sends frames, the first one from stream->offset on. `bytes`: the same frames whole, in
+ * one piece, or NULL. Returns how many went out whole; fewer than `count`: the stream is
+ * BEHIND, with position and offset where it broke, or ENDING if the peer is gone. */
+size_t stream_send(struct stream *stream, const struct sse_frame *const *frames,
+                   size_t count, const char *bytes, size_t len);
+
+/* It has been sent everything up to its owner's position. */
+void stream_is_live(struct stream *stream);
+
+/* Its socket would take more, but others have their turn first: writable() comes again.
+ */
+void stream_yield(struct stream *stream);
+
+/* Sends what is left of our own bytes. false: not all of it went out, or it is ending. */
+bool stream_send_rest(struct stream *stream) MUST_CHECK;
+
+/* Ends it: takes it from its owner and gives the connection back to libmicrohttpd. Once
+ * or several times. */
+void stream_finish(struct stream *stream, enum stream_end end);
+
+/* It says goodbye at that time, or earlier if that was to be so. */
+void stream_finish_at(struct stream *stream, uint64_t usec);
+
+#endif

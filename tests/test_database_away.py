@@ -1,0 +1,239 @@
+"""The database is away, comes, goes, freezes: the gateway serves on and recovers by itself."""
+
+import re
+import shutil
+import time
+
+import pytest
+
+from harness.postgres import OWNER
+from harness.raw_http import build_request
+from harness.waiting import scaled, wait_until
+
+QUICK = {"stream.heartbeat": "200ms", "limits.publish_time": "2s"}
+TEMPLATE = "gateway_template"
+
+
+def wait_not_ready(gateway, timeout=15):
+    answer = wait_until(lambda: (lambda answer: answer if answer.status == 503 else None)(
+        gateway.get("/readyz")), "/readyz says 503", timeout)
+    assert len(answer.text.strip()) > 10, f"the reason: {answer!r}"
+    return answer
+
+
+def assert_unavailable(gateway):
+    answer = gateway.post('{"data":"lost"}', timeout=scaled(10))
+    answer.problem(503)
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+def assert_flows(gateway, stream, data):
+    """Published now, it stands in the stream, and nothing else does before it."""
+    def published():
+        answer = gateway.post(data, channel="c")
+        assert answer.status in (201, 503), repr(answer)
+        return answer if answer.status == 201 else None
+
+    id = wait_until(published, "it can be published", timeout=20).json()["id"]
+    return stream.until(lambda event: event.id == id)
+
+
+def test_a_database_that_is_absent_at_the_start_may_come_later(postgres, gateway_factory):
+    database = postgres.create_database(template=TEMPLATE)
+    postgres.stop()
+    gateway = gateway_factory(database, QUICK, ready=False)
+    wait_not_ready(gateway)
+    assert gateway.get("/healthz").status == 200
+    assert gateway.metric("pgsse_listener_connected") == 0
+    gateway.wait_log("could not connect|connection to server")
+    assert_unavailable(gateway)
+    with gateway.subscribe("c") as stream, gateway.subscribe("c", http10=True) as old:
+        assert stream.status == 200
+        for _ in range(3):
+            stream.next_comment()
+            old.next_comment()
+        postgres.start()
+        gateway.wait_ready(timeout=20)
+        id = gateway.publish("c", '"here"')
+        assert stream.next_event().id == old.next_event().id == id
+    assert gateway.metric("pgsse_listener_connected") == 1
+
+
+def test_a_database_that_does_not_exist_yet_may_come_later(cluster, gateway_factory):
+    name = "comes_later"
+    gateway = gateway_factory(None, {**QUICK, "database.dsn": cluster.dsn(name)}, ready=False)
+    assert name in wait_not_ready(gateway).text
+    with gateway.subscribe("c") as stream:
+        database = cluster.create_database(name, TEMPLATE)
+        try:
+            gateway.wait_ready(timeout=20)
+            assert_flows(gateway, stream, "1")
+            gateway.stop()
+        finally:
+            database.drop()
+
+
+def test_every_connection_cut_is_made_again(gateway, pg):
+    with gateway.subscribe("c") as stream:
+        for number in range(5):
+            pg.publish("c", f'"before {number}"')
+            assert stream.next_event().data == f'"before {number}"'
+            assert pg.cut_gateways() >= 2
+            pg.publish("c", f'"cut {number}"')
+            assert stream.next_event(timeout=20).data == f'"cut {number}"'
+            assert_flows(gateway, stream, str(number))
+    wait_until(lambda: gateway.get("/readyz").status == 200, "ready again")
+
+
+def test_nothing_acknowledged_is_lost_when_connections_are_cut(gateway, pg):
+    """POSTs go on while their connection is cut under them: what was acknowledged is there
+    once, and the stream has all of what is there, in order."""
+    acknowledged, unsure = [], []
+    with gateway.subscribe("c") as stream, gateway.connection(timeout=60) as connection:
+        for number in range(200):
+            if number % 20 == 10:
+                pg.cut_gateways()
+            connection.send(build_request("POST", "/events?channel=c", [
+                ("Content-Type", "application/json")], str(number).encode()))
+            answer = connection.read_response(60)
+            assert answer.status in (201, 503), repr(answer)
+            (acknowledged if answer.status == 201 else unsure).append(number)
+        assert_flows_to_end(gateway, pg, stream, acknowledged, unsure)
+
+
+def assert_flows_to_end(gateway, pg, stream, acknowledged, unsure):
+    seen = [int(event.data) for event in assert_flows(gateway, stream, "-1")]
+    stored = [int(data) for _, _, data in pg.events("c")]
+    assert seen == stored, "the stream has what the table has"
+    assert len(set(stored)) == len(stored), "nothing twice"
+    assert set(acknowledged) <= set(stored), "nothing acknowledged is lost"
+    assert set(stored) - {-1} <= set(acknowledged) | set(unsure)
+    assert len(acknowledged) >= 100, "a cut costs a moment, not the service"
+
+
+def test_a_crash_of_postgresql_under_streams_is_survived(postgres, gateway_factory):
+    database = postgres.create_database(template=TEMPLATE)
+    gateway = gateway_factory(database, QUICK)
+    streams = [gateway.subscribe("c") for _ in range(20)]
+    try:
+        gateway.publish("c", '"before"')
+        assert [stream.next_event().data for stream in streams] == ['"before"'] * 20
+        for round in range(2):
+            postgres.crash()
+            wait_not_ready(gateway)
+            assert_unavailable(gateway)
+            for stream in streams:
+                stream.next_comment()
+            postgres.start()
+            gateway.wait_ready(timeout=20)
+            database.close()
+            database.publish("c", f'"sql {round}"')
+            id = gateway.publish("c", f'"after {round}"')
+            for stream in streams:
+                data = [event.data for event in stream.until(lambda event: event.id == id)]
+                assert sorted(data) == [f'"after {round}"', f'"sql {round}"']
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+def test_a_frozen_postgresql_is_noticed_and_survived(postgres, gateway_factory):
+    gateway = gateway_factory(postgres.create_database(template=TEMPLATE), QUICK)
+    with gateway.subscribe("c") as stream:
+        gateway.publish("c", "1")
+        stream.next_event()
+        postgres.freeze()
+        try:
+            begin = time.monotonic()
+            assert_unavailable(gateway)
+            assert time.monotonic() - begin < scaled(2 + 3), "within publish_time"
+            wait_not_ready(gateway, timeout=10)
+            stream.next_comment()
+        finally:
+            postgres.thaw()
+        gateway.wait_ready(timeout=20)
+        assert_flows(gateway, stream, "2")
+
+
+def test_a_writer_that_locks_the_table_costs_a_503_and_no_more(gateway_factory, pg):
+    gateway = gateway_factory(pg, {**QUICK, "limits.publish_time": "500ms"})
+    with gateway.subscribe("c") as stream, pg.connect() as blocker:
+        blocker.execute("LOCK TABLE gateway.events IN SHARE MODE")
+        assert_unavailable(gateway)
+        blocker.rollback()
+        assert_flows(gateway, stream, "1")
+    assert ("events", "message", '"lost"') not in pg.events(), "a 503 said it is not there"
+
+
+def test_a_database_that_is_read_only_is_told_so(gateway_factory, cluster, pg):
+    gateway = gateway_factory(pg, QUICK)
+    cluster.admin(f'ALTER DATABASE "{pg.name}" SET default_transaction_read_only = on')
+    pg.cut_gateways()
+    wait_not_ready(gateway)
+    assert_unavailable(gateway)
+    cluster.admin(f'ALTER DATABASE "{pg.name}" RESET default_transaction_read_only')
+    with gateway.subscribe("c") as stream:
+        pg.cut_gateways()
+        gateway.wait_ready(timeout=20)
+        assert_flows(gateway, stream, "1")
+
+
+# -- schema -------------------------------------------------------------------------------
+
+
+def test_a_missing_schema_is_told_and_may_come_later(empty_database, gateway_factory, command):
+    gateway = gateway_factory(empty_database, QUICK, ready=False)
+    answer = wait_not_ready(gateway)
+    wait_until(lambda: "migrate up" in gateway.get("/readyz").text, "what to do is said")
+    gateway.wait_log("migrate up")
+    assert_unavailable(gateway)
+    with gateway.subscribe("c") as stream:
+        done = command("migrate", "up", settings={"database.dsn": empty_database.dsn})
+        assert done.returncode == 0, done.stderr
+        gateway.wait_ready(timeout=20)
+        assert_flows(gateway, stream, "1")
+    assert answer.status == 503
+
+
+def test_migrate_on_start_brings_the_schema(empty_database, gateway_factory):
+    gateway = gateway_factory(empty_database, {"database.migrate_on_start": "yes"})
+    with gateway.subscribe("c") as stream:
+        assert_flows(gateway, stream, "1")
+
+
+def test_a_schema_newer_than_the_program_is_told(gateway_factory, command, pg, directory):
+    """As left behind by a newer release that was rolled back."""
+    newer = directory / "migrations"
+    shutil.copytree(migrations_folder(), newer)
+    number = len(list(newer.glob("*.up.sql"))) + 1
+    (newer / f"{number:04}_future.up.sql").write_text("CREATE TABLE gateway.future (a int);\n")
+    (newer / f"{number:04}_future.down.sql").write_text("DROP TABLE gateway.future;\n")
+    settings = {"database.dsn": pg.dsn, "database.migrations_dir": str(newer)}
+    assert command("migrate", "up", settings=settings).returncode == 0
+    gateway = gateway_factory(pg, QUICK, ready=False)
+    answer = wait_not_ready(gateway)
+    assert re.search("newer", answer.text), answer
+    gateway.wait_log("newer")
+    assert command("migrate", "down", settings=settings).returncode == 0
+    gateway.wait_ready(timeout=20)
+
+
+def migrations_folder():
+    from harness.tools import REPOSITORY
+
+    return REPOSITORY / "migrations"
+
+
+@pytest.mark.parametrize("right", ["USAGE ON SCHEMA gateway", "INSERT ON gateway.events"])
+def test_missing_rights_are_told(gateway_factory, pg, cluster, right):
+    """A gateway whose role may connect and nothing else; then it is made the owner."""
+    cluster.admin("DO $$ BEGIN CREATE ROLE stranger LOGIN; EXCEPTION"
+                  " WHEN duplicate_object OR unique_violation THEN NULL; END $$")
+    dsn = pg.dsn.replace(f"user={OWNER}", "user=stranger")
+    if right.startswith("INSERT"):
+        pg.execute("GRANT USAGE ON SCHEMA gateway TO stranger")
+    gateway = gateway_factory(None, {**QUICK, "database.dsn": dsn}, ready=False)
+    wait_not_ready(gateway)
+    wait_until(lambda: re.search("permission|right|migrate", gateway.get("/readyz").text),
+               "the reason is said")
+    assert_unavailable(gateway)

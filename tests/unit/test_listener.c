@@ -1,0 +1,417 @@
+/*
+ * test_listener.c - every new event of the database, once, in order, into the ring.
+ */
+#include "pg.h"
+
+#include "failing_malloc.h"
+#include "listener.h"
+#include "thread.h"
+
+struct world {
+    struct pg pg;
+    struct proxy proxy;
+    struct ring *ring;
+    struct ring_reader *reader;
+    struct stats *stats;
+    struct listener *listener;
+    uint64_t position;
+    uint64_t last_seq;
+    int prepare_failures;
+    _Atomic int changes;
+};
+
+static int on_prepare(void *argument, struct err *err)
+{
+    struct world *world = argument;
+
+    if (world->prepare_failures > 0) {
+        world->prepare_failures--;
+        return err_set(err, -EIO, "not prepared");
+    }
+    return 0;
+}
+
+static void on_changed(void *argument)
+{
+    struct world *world = argument;
+
+    atomic_fetch_add_explicit(&world->changes, 1, memory_order_relaxed);
+}
+
+static void start(struct world *world, const char *dsn)
+{
+    struct err err = {0};
+
+    world->listener = listener_new(&(struct listener_settings){
+        .dsn = dsn,
+        .schema_version = MIGRATE_SCHEMA_VERSION,
+        .ring = world->ring,
+        .stats = world->stats,
+        .prepare = on_prepare,
+        .changed = on_changed,
+        .argument = world,
+    });
+    assert_non_null(world->listener);
+    assert_int_equal(listener_start(world->listener, &err), 0);
+}
+
+static bool is_listening(struct world *world)
+{
+    struct listener_status status;
+
+    listener_status(world->listener, &status);
+    return status.listening;
+}
+
+static bool reason_has(struct world *world, const char *text)
+{
+    struct listener_status status;
+
+    listener_status(world->listener, &status);
+    return strstr(status.reason, text) != NULL;
+}
+
+/* Reads what is there; fails on anything doubled or out of order. Returns how many. */
+static int read_ring(struct world *world, char *ret_last_data, size_t size)
+{
+    const struct sse_frame *frame;
+    enum ring_result result;
+    int count = 0;
+
+    ring_enter(world->reader);
+    while ((result = ring_read(world->reader, &world->position, &frame)) == RING_FRAME) {
+        if (frame->seq <= world->last_seq)
+            fail_msg("seq %llu after %llu", (unsigned long long)frame->seq,
+                     (unsigned long long)world->last_seq);
+        world->last_seq = frame->seq;
+        count++;
+        if (ret_last_data != NULL)
+            snprintf(ret_last_data, size, "%.*s", (int)frame->body_len,
+                     frame->bytes + frame->body_offset);
+    }
+    ring_leave(world->reader);
+    assert_int_equal(result, RING_EMPTY);
+    return count;
+}
+
+static int wait_for_events(struct world *world, int wanted)
+{
+    int count = 0;
+
+    WAIT_FOR((count += read_ring(world, NULL, 0)) >= wanted);
+    return count;
+}
+
+static void publish(struct world *world, const char *data)
+{
+    char sql[300];
+
+    snprintf(
+        sql, sizeof(sql),
+        "SELECT gateway.publish_batch(ARRAY['orders'], ARRAY['created'], ARRAY['%s'])",
+        data);
+    pg_run(world->pg.conn, sql);
+}
+
+static int set_up(void **state)
+{
+    static struct world world;
+
+    memset(&world, 0, sizeof(world));
+    pg_open(&world.pg, true);
+    proxy_open(&world.proxy, &world.pg);
+    world.ring = ring_new(64 * MIB, 1);
+    world.stats = stats_new();
+    assert_non_null(world.ring);
+    assert_non_null(world.stats);
+    world.reader = ring_reader(world.ring, 0);
+    world.position = 1;
+    *state = &world;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct world *world = *state;
+
+    listener_stop(world->listener);
+    listener_free(world->listener);
+    ring_free(world->ring);
+    stats_free(world->stats);
+    proxy_close(&world->proxy);
+    pg_close(&world->pg);
+    return 0;
+}
+
+static void an_event_arrives_encoded_and_soon(void **state)
+{
+    struct world *world = *state;
+    char data[200] = "";
+
+    publish(world, "{\"old\":1}");
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    uint64_t begin = clock_usec();
+    publish(world, "{\"n\":1}");
+    WAIT_FOR(read_ring(world, data, sizeof(data)) == 1);
+    assert_in_range(clock_usec() - begin, 0, 900000); /* the bell, not the look */
+    assert_string_equal(data, "id: 2\nevent: created\ndata: {\"n\":1}\n\n");
+    struct listener_status status;
+    listener_status(world->listener, &status);
+    assert_int_equal(status.head_seq, 2);
+    assert_true(status.writable);
+    assert_string_equal(status.reason, "");
+    assert_int_equal(stats_gauge_value(world->stats, STATS_HEAD_SEQ), 2);
+}
+
+static void rows_of_applications_are_numbered_and_arrive(void **state)
+{
+    struct world *world = *state;
+    char data[200] = "";
+
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    PGconn *slow = pg_connect(world->pg.dsn);
+    pg_run(slow, "BEGIN; INSERT INTO gateway.events (data) VALUES ('\"slow\"')");
+    uint64_t begin = clock_usec();
+    pg_run(world->pg.conn, "INSERT INTO gateway.events (data) VALUES ('\"quick\"')");
+    WAIT_FOR(read_ring(world, data, sizeof(data)) == 1);
+    assert_in_range(clock_usec() - begin, 0, 900000);
+    assert_string_equal(data, "id: 1\ndata: \"quick\"\n\n");
+    pg_run(slow, "COMMIT");
+    PQfinish(slow);
+    WAIT_FOR(read_ring(world, data, sizeof(data)) == 1);
+    assert_string_equal(data, "id: 2\ndata: \"slow\"\n\n");
+    assert_int_equal(stats_counter_value(world->stats, STATS_EVENTS_NUMBERED), 2);
+}
+
+static void many_rows_of_one_transaction_all_arrive(void **state)
+{
+    struct world *world = *state;
+
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    pg_run(world->pg.conn, "INSERT INTO gateway.events (data) SELECT to_json(n) FROM "
+                           "generate_series(1, 12345) n");
+    assert_int_equal(wait_for_events(world, 12345), 12345);
+}
+
+static void a_lost_doorbell_costs_a_second(void **state)
+{
+    struct world *world = *state;
+
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    pg_run(world->pg.conn, "ALTER TABLE gateway.events DISABLE TRIGGER ALL");
+    pg_run(world->pg.conn, "INSERT INTO gateway.events (data) VALUES ('1')");
+    wait_for_events(world, 1);
+}
+
+/* Publishes on a thread of its own while the connections are being killed. */
+struct writer {
+    struct world *world;
+    int count;
+};
+
+static void *write_many(void *argument)
+{
+    struct writer *writer = argument;
+    PGconn *conn = pg_connect(writer->world->pg.dsn);
+
+    for (int i = 0; i < writer->count; i++) {
+        pg_run(conn, i % 2 ? "SELECT gateway.publish_batch(ARRAY['a','b'], "
+                             "ARRAY['t','t'], ARRAY['1','2'])"
+                           : "INSERT INTO gateway.events (data) VALUES ('1'), ('2')");
+        usleep(1000);
+    }
+    PQfinish(conn);
+    return NULL;
+}
+
+static void killed_connections_lose_and_double_nothing(void **state)
+{
+    struct world *world = *state;
+    struct writer writer = {.world = world, .count = 400};
+    pthread_t thread;
+    int count = 0;
+    long long killed = 0;
+
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    assert_int_equal(pthread_create(&thread, NULL, write_many, &writer), 0);
+    for (int i = 0; i < 12; i++) {
+        usleep(100000);
+        killed += pg_kill(&world->pg, "listener");
+        count += read_ring(world, NULL, 0);
+    }
+    pthread_join(thread, NULL);
+    assert_true(killed >= 3);
+    WAIT_FOR((count += read_ring(world, NULL, 0)) >= 800);
+    usleep(200000);
+    count += read_ring(world, NULL, 0);
+    assert_int_equal(count, 800);
+}
+
+static void a_frozen_server_is_left_and_what_was_missed_comes(void **state)
+{
+    struct world *world = *state;
+    uint64_t begin;
+
+    start(world, world->proxy.dsn);
+    WAIT_FOR(is_listening(world));
+    begin = clock_usec();
+    proxy_set(&world->proxy, PROXY_FREEZE);
+    WAIT_FOR(!is_listening(world));
+    assert_in_range(clock_usec() - begin, 0, 8 * USEC_PER_SEC);
+    publish(world, "1");
+    WAIT_FOR(reason_has(world, "could not connect"));
+    proxy_set(&world->proxy, PROXY_PASS);
+    WAIT_FOR(is_listening(world));
+    wait_for_events(world, 1);
+}
+
+static void stopping_while_frozen_is_quick(void **state)
+{
+    struct world *world = *state;
+
+    start(world, world->proxy.dsn);
+    WAIT_FOR(is_listening(world));
+    proxy_set(&world->proxy, PROXY_FREEZE);
+    usleep(1500000); /* a look is on its way now */
+    uint64_t begin = clock_usec();
+    listener_stop(world->listener);
+    assert_in_range(clock_usec() - begin, 0, 500000);
+}
+
+static void a_missing_schema_is_said_and_its_coming_is_noticed(void **state)
+{
+    struct world *world = *state;
+
+    pg_run(world->pg.conn, "DROP SCHEMA gateway CASCADE");
+    start(world, world->pg.dsn);
+    WAIT_FOR(reason_has(world, "pg-sse-gateway migrate up"));
+    assert_false(is_listening(world));
+    pg_migrate(&world->pg);
+    WAIT_FOR(is_listening(world));
+    publish(world, "1");
+    wait_for_events(world, 1);
+}
+
+static void a_newer_schema_is_said(void **state)
+{
+    struct world *world = *state;
+
+    pg_run(world->pg.conn, "INSERT INTO gateway.migrations VALUES (99, 'later')");
+    start(world, world->pg.dsn);
+    WAIT_FOR(reason_has(world, "at version 99, newer than the 1"));
+}
+
+static void a_database_that_is_away_comes_back(void **state)
+{
+    struct world *world = *state;
+
+    proxy_set(&world->proxy, PROXY_FREEZE);
+    start(world, "host=127.0.0.1 port=1 dbname=nothing");
+    WAIT_FOR(reason_has(world, "refused"));
+    assert_false(is_listening(world));
+}
+
+static void preparing_is_repeated_until_it_succeeds(void **state)
+{
+    struct world *world = *state;
+
+    world->prepare_failures = 2;
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    assert_int_equal(world->prepare_failures, 0);
+    pg_kill(&world->pg, "listener");
+    WAIT_FOR(stats_counter_value(world->stats, STATS_LISTENER_CONNECTS) == 2);
+    assert_true(atomic_load_explicit(&world->changes, memory_order_relaxed) >= 2);
+}
+
+static void a_read_only_database_is_told(void **state)
+{
+    struct world *world = *state;
+    char sql[200], dsn[1200];
+
+    snprintf(sql, sizeof(sql), "ALTER DATABASE %s SET default_transaction_read_only = on",
+             world->pg.name);
+    pg_run(world->pg.admin, sql);
+    snprintf(dsn, sizeof(dsn), "%s target_session_attrs=any", world->pg.dsn);
+    start(world, dsn);
+    WAIT_FOR(reason_has(world, "read-only"));
+    assert_true(is_listening(world));
+    struct listener_status status;
+    listener_status(world->listener, &status);
+    assert_false(status.writable);
+}
+
+static void large_events_come_as_they_went_in(void **state)
+{
+    struct world *world = *state;
+
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    pg_run(world->pg.conn,
+           "INSERT INTO gateway.events (data) SELECT "
+           "to_json(repeat('\xc3\xa4', 500000)) FROM generate_series(1, 20)");
+    wait_for_events(world, 20);
+    assert_in_range(stats_counter_value(world->stats, STATS_EVENTS_RECEIVED_BYTES),
+                    20000000, 20010000);
+}
+
+static void the_thread_beats_while_nothing_happens(void **state)
+{
+    struct world *world = *state;
+
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    for (int i = 0; i < 20; i++) {
+        usleep(100000);
+        uint64_t beat = thread_last_beat(listener_thread(world->listener));
+        assert_true(clock_usec() < beat + 2 * USEC_PER_SEC);
+    }
+}
+
+static void without_memory_there_is_none(void **state)
+{
+    struct world *world = *state;
+    struct listener *listener;
+
+    for (unsigned n = 1;; n++) {
+        failing_malloc_begin(n);
+        listener = listener_new(&(struct listener_settings){.dsn = "dbname=x",
+                                                            .password = "p",
+                                                            .ring = world->ring,
+                                                            .stats = world->stats});
+        if (!failing_malloc_end())
+            break;
+        assert_null(listener);
+    }
+    assert_non_null(listener);
+    listener_free(listener);
+}
+
+int main(void)
+{
+#define WITH_PG(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        WITH_PG(an_event_arrives_encoded_and_soon),
+        WITH_PG(rows_of_applications_are_numbered_and_arrive),
+        WITH_PG(many_rows_of_one_transaction_all_arrive),
+        WITH_PG(a_lost_doorbell_costs_a_second),
+        WITH_PG(killed_connections_lose_and_double_nothing),
+        WITH_PG(a_frozen_server_is_left_and_what_was_missed_comes),
+        WITH_PG(stopping_while_frozen_is_quick),
+        WITH_PG(a_missing_schema_is_said_and_its_coming_is_noticed),
+        WITH_PG(a_newer_schema_is_said),
+        WITH_PG(a_database_that_is_away_comes_back),
+        WITH_PG(preparing_is_repeated_until_it_succeeds),
+        WITH_PG(a_read_only_database_is_told),
+        WITH_PG(large_events_come_as_they_went_in),
+        WITH_PG(the_thread_beats_while_nothing_happens),
+        WITH_PG(without_memory_there_is_none),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
