@@ -13,24 +13,19 @@ static void deadline_passed(struct wheel_timer *timer)
     connection_shut(connection);
 }
 
-struct connection *connection_new(struct MHD_Connection *mhd, struct shard *shard,
-                                  struct wheel *wheel, struct stats *stats, bool surplus,
+struct connection *connection_new(const struct connection *model,
                                   struct connection **first)
 {
     const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD);
-    struct connection *connection = calloc(1, sizeof(*connection));
+        MHD_get_connection_info(model->mhd, MHD_CONNECTION_INFO_CONNECTION_FD);
+    struct connection *connection = malloc(sizeof(*connection));
 
     if (connection == NULL || info == NULL) {
         free(connection);
         return NULL;
     }
-    connection->mhd = mhd;
+    *connection = *model;
     connection->fd = info->connect_fd;
-    connection->shard = shard;
-    connection->wheel = wheel;
-    connection->stats = stats;
-    connection->surplus = surplus;
     connection->deadline.fire = deadline_passed;
 
     connection->next = *first;
@@ -89,4 +84,6 @@ void connection_wake(struct connection *connection)
     assert(connection->asleep);
     connection->asleep = false;
     MHD_resume_connection(connection->mhd);
+    /* Without threads of its own libmicrohttpd tells nobody that it has something to do. */
+    *connection->work = true;
 }

@@ -29,6 +29,7 @@ struct connection {
     int fd;                     /* [const] libmicrohttpd's to close */
     struct shard *shard;        /* [const] the one it belongs to */
     struct wheel *wheel;        /* [const] */
+    bool *work;                 /* [const] raised when libmicrohttpd must be run */
     struct stats *stats;        /* [const] */
     bool surplus;               /* [const] over the connection limit: to be refused */
     bool asleep;
@@ -39,10 +40,9 @@ struct connection {
     struct connection **link;
 };
 
-/* The connection's own struct, kept by libmicrohttpd as its socket context. NULL: no
- * memory. It joins the list at *first. */
-struct connection *connection_new(struct MHD_Connection *mhd, struct shard *shard,
-                                  struct wheel *wheel, struct stats *stats, bool surplus,
+/* The connection's own struct, kept by libmicrohttpd as its socket context, with what is
+ * [const] in `model`. It joins the list at *first. NULL: no memory. */
+struct connection *connection_new(const struct connection *model,
                                   struct connection **first) MUST_CHECK;
 void connection_free(struct connection *connection);
 

@@ -113,7 +113,12 @@ int event_check_channel(const char *text, size_t len, struct err *err)
 
 int event_check_type(const char *text, size_t len, struct err *err)
 {
-    return check_name("type", text, len, EVENT_TYPE_MAX_BYTES, err);
+    const int result = check_name("type", text, len, EVENT_TYPE_MAX_BYTES, err);
+
+    if (result == 0 && (is_word(text, len, "gap") || is_word(text, len, "checkpoint")))
+        return err_set(err, -EINVAL, "type \"%.*s\" is one that only the gateway sends",
+                       (int)len, text);
+    return result;
 }
 
 size_t event_id_format(uint64_t seq, char text[EVENT_ID_MAX_BYTES + 1])

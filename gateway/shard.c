@@ -62,7 +62,8 @@ struct shard {
     struct poller_source mailbox_source;
     struct poller_source ring_source;
     struct connection *connections;
-    bool arriving_surplus; /* of the connection being added */
+    struct daemon *arriving; /* of the connection being added: whose it will be */
+    bool arriving_surplus;   /* likewise: it is over the limit */
     bool draining;
     bool stopping;
 };
@@ -229,6 +230,7 @@ static void arrived(void *argument, const struct lobby_arrival *arrival)
         close(arrival->fd);
         return;
     }
+    shard->arriving = daemon;
     shard->arriving_surplus = connections >= shard->all->settings.connections_max;
     /* It closes the descriptor itself when it fails. */
     (void)MHD_add_connection(daemon->mhd, arrival->fd,
@@ -243,8 +245,16 @@ static void connection_changed(void *argument, struct MHD_Connection *mhd, void 
     struct shard *shard = argument;
 
     if (change == MHD_CONNECTION_NOTIFY_STARTED) {
-        *context = connection_new(mhd, shard, shard->wheel, shard->all->settings.stats,
-                                  shard->arriving_surplus, &shard->connections);
+        *context = connection_new(
+            &(struct connection){
+                .mhd = mhd,
+                .shard = shard,
+                .wheel = shard->wheel,
+                .work = &shard->arriving->pending,
+                .stats = shard->all->settings.stats,
+                .surplus = shard->arriving_surplus,
+            },
+            &shard->connections);
         atomic_fetch_add_explicit(&shard->all->connections, 1, memory_order_relaxed);
         atomic_fetch_add_explicit(&shard->load, 1, memory_order_relaxed);
         stats_gauge_add(shard->all->settings.stats, STATS_CONNECTIONS, 1);

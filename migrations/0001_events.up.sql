@@ -27,6 +27,8 @@ CREATE TABLE gateway.events (
     CONSTRAINT channel_characters CHECK (channel !~ '[\x01-\x1f\x7f-\x9f]|\*$'),
     CONSTRAINT type_length CHECK (octet_length(type) BETWEEN 1 AND 255),
     CONSTRAINT type_characters CHECK (type !~ '[\x01-\x1f\x7f-\x9f]'),
+    -- The gateway says these two things itself.
+    CONSTRAINT type_reserved CHECK (type NOT IN ('gap', 'checkpoint')),
     CONSTRAINT data_length CHECK (octet_length(data::text) <= 67108864)
 );
 

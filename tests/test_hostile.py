@@ -19,7 +19,8 @@ def target(pg, gateway_factory):
                                    "limits.keep_alive": "2s"})
     gateway.answers()
     with gateway.subscribe("warm"):
-        gateway.publish("warm", "1")  # whatever is opened on first use is open now
+        # What is opened on first use is open now.
+        assert gateway.get(f"/events/{gateway.publish('warm', '1')}").status == 200
     gateway.wait_metric("pgsse_streams", 0)
     before = settled_fd_count(gateway)
     yield gateway
