@@ -111,6 +111,11 @@ int event_check_channel(const char *text, size_t len, struct err *err)
     return code;
 }
 
+static bool is_word(const char *text, size_t len, const char *word)
+{
+    return len == strlen(word) && memcmp(text, word, len) == 0;
+}
+
 int event_check_type(const char *text, size_t len, struct err *err)
 {
     const int result = check_name("type", text, len, EVENT_TYPE_MAX_BYTES, err);

@@ -39,8 +39,9 @@ bool event_text_is_utf8(const char *text, size_t len);
 int event_check_name(const char *what, const char *text, size_t len,
                      struct err *err) MUST_CHECK;
 
-/* The same with its word filled in. A channel, besides, does not end in '*': that marks a
- * pattern of a subscriber. */
+/* The same with its word filled in. A channel, besides, does not end in '*', which marks a
+ * pattern of a subscriber; and a type is not "gap" or "checkpoint", which mark what the
+ * gateway says itself in a stream. */
 int event_check_channel(const char *text, size_t len, struct err *err) MUST_CHECK;
 int event_check_type(const char *text, size_t len, struct err *err) MUST_CHECK;
 

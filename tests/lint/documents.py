@@ -88,8 +88,10 @@ def check_readme():
 
 
 def main(program):
-    if not os.access(program, os.X_OK):
-        return [f"{program} was not built"]
+    missing = [f"{name} is missing" for name in (program, "README.md", "gateway.ini")
+               if not os.path.exists(name)]
+    if missing:
+        return missing
     return [*check_settings(program), *check_commands(program), *check_version(program),
             *check_readme()]
 
