@@ -40,14 +40,13 @@ struct database;
 struct database_settings {
     const char *dsn;      /* libpq connection string; NULL or "": libpq's PG* variables */
     const char *password; /* used unless the connection string has one; may be NULL */
-    const char *door; /* "listener": its application_name is pg-sse-gateway/listener */
-    const char
-        *target; /* target_session_attrs unless the user chose: "read-write", "any" */
-    int stop_fd; /* readable: give up; -1: never */
+    const char *door;     /* "listener": application_name is pg-sse-gateway/listener */
+    const char *target;   /* target_session_attrs unless the user chose; "any" */
+    int stop_fd;          /* readable: give up; -1: never */
 
     void (*notified)(void *argument, const char *channel); /* may be NULL */
-    void (*tick)(void *argument); /* while a call waits, every 100 ms; may be NULL. It
-                                     must not use the connection */
+    /* Every 100 ms while an answer is awaited; may be NULL. Not to use the connection. */
+    void (*tick)(void *argument);
     void *argument;
 };
 

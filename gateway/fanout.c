@@ -16,6 +16,14 @@
 #define CATCH_UP_FRAMES 256  /* one send */
 #define CATCH_UP_LOOKS  4096 /* frames looked at for one send */
 
+/* An id that is newer than anything in the ring may be on its way: committed by a POST to
+ * this gateway, or delivered by another one, a moment ago. */
+#define FUTURE_USEC (3 * USEC_PER_SEC)
+
+/* What was committed before a drain began is still delivered, rather than left for the next
+ * connection to ask for. */
+#define GOODBYE_USEC (200 * USEC_PER_MSEC)
+
 /* What is new on one topic: a chain of hits, in order. */
 struct run {
     struct channels_topic *topic;
@@ -36,7 +44,7 @@ struct fanout {
     struct fanout_settings settings;
     struct channels *channels;
     struct stream *streams;
-    size_t unplaced;    /* streams that wait for ring_start() */
+    size_t unplaced; /* streams that wait for ring_start(), or for the event they name */
     uint64_t delivered; /* frames handed to sockets whole, for the counters */
 
     /* This round. */
@@ -88,6 +96,11 @@ void fanout_turn(struct fanout *fanout, uint64_t now_usec)
     fanout->owner.now_usec = now_usec;
 }
 
+uint64_t fanout_due(const struct fanout *fanout)
+{
+    return fanout->unplaced > 0 ? fanout->owner.now_usec + FUTURE_USEC / 4 : CLOCK_NEVER;
+}
+
 uint64_t fanout_position(const struct fanout *fanout)
 {
     return fanout->owner.position;
@@ -123,7 +136,8 @@ static enum stream_gap place_at_oldest(struct fanout *fanout, struct stream *str
     return gap;
 }
 
-/* Gives the stream its first position, after last_id. *ret_oldest is set with a gap. */
+/* Gives the stream its first position, after last_id, if it can be known yet. *ret_oldest
+ * is set with a gap. */
 static enum stream_gap place(struct fanout *fanout, struct stream *stream,
                              uint64_t *ret_oldest)
 {
@@ -139,6 +153,8 @@ static enum stream_gap place(struct fanout *fanout, struct stream *stream,
     case RING_NOT_STARTED:
         return STREAM_NO_GAP;
     case RING_AHEAD:
+        if (fanout->owner.now_usec < stream->asked_usec + FUTURE_USEC)
+            return STREAM_NO_GAP;
         return place_at_oldest(fanout, stream, STREAM_GAP_FUTURE, ret_oldest);
     case RING_TOO_OLD:
         break;
@@ -209,7 +225,7 @@ static void stream_over(struct stream_owner *owner, struct stream *stream)
     stats_gauge_add(fanout->settings.stats, STATS_STREAMS, -1);
 }
 
-/* The ring has started: those who came back before that learn their place. */
+/* Those whose place could not be known when they came may learn it now. */
 static void place_the_waiting(struct fanout *fanout)
 {
     for (struct stream *stream = fanout->streams, *next; stream != NULL; stream = next) {
@@ -221,7 +237,7 @@ static void place_the_waiting(struct fanout *fanout)
 
         const enum stream_gap gap = place(fanout, stream, &oldest);
         if (!stream->placed)
-            return;
+            continue;
         fanout->unplaced--;
         if (stream->phase == STREAM_GREETING && gap != STREAM_NO_GAP)
             stream_finish(stream, STREAM_END_ABRUPT); /* too late to greet it otherwise */
@@ -538,10 +554,10 @@ bool fanout_round(struct fanout *fanout)
 
 void fanout_drain(struct fanout *fanout, uint64_t spread_usec)
 {
-    const uint64_t now = clock_usec();
+    const uint64_t first = clock_usec() + GOODBYE_USEC;
 
     for (struct stream *stream = fanout->streams; stream != NULL; stream = stream->next)
-        stream_finish_at(stream, now + clock_random(spread_usec));
+        stream_finish_at(stream, first + clock_random(spread_usec));
 }
 
 void fanout_close(struct fanout *fanout)

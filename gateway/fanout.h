@@ -53,6 +53,9 @@ bool fanout_round(struct fanout *fanout);
 /* The next position it will read: for ring_sleep(). */
 uint64_t fanout_position(const struct fanout *fanout);
 
+/* When fanout_round() should be called again, even if nothing is new. */
+uint64_t fanout_due(const struct fanout *fanout);
+
 /* Every stream says goodbye at a random time within `spread_usec`. */
 void fanout_drain(struct fanout *fanout, uint64_t spread_usec);
 

@@ -65,7 +65,11 @@ static int run_serve(const struct config *config)
 {
     struct err err;
 
-    return serve_run(config, &err) < 0 ? failed(&err) : EXIT_DONE;
+    const int result = serve_run(config, &err);
+    if (result < 0)
+        (void)failed(&err);
+    /* What stands in [http] listen is only understood when it is opened. */
+    return result == -EINVAL ? EXIT_USAGE : result < 0 ? EXIT_FAILED : EXIT_DONE;
 }
 
 static int run_migrate(const struct config *config, const char *direction)

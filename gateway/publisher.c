@@ -294,11 +294,10 @@ static enum batch_result ask_once(struct publisher *publisher, struct batch *bat
 static enum batch_result find_fate(struct publisher *publisher, struct batch *batch,
                                    struct list *list, struct err *err)
 {
-    enum batch_result result = BATCH_RUNNING;
-
     while (list->first != NULL && !grace_is_over(publisher)) {
         struct list late;
-        result = ask_once(publisher, batch, earliest_deadline(list), err);
+        enum batch_result result =
+            ask_once(publisher, batch, earliest_deadline(list), err);
         if (result == BATCH_COMMITTED || result == BATCH_FAILED ||
             result == BATCH_UNKNOWN)
             return result;

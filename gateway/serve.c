@@ -26,6 +26,9 @@
 /* Descriptors that are not connections: sockets, epoll sets, eventfds, the database's. */
 #define OTHER_FDS(shards) (64 + 16 * (shards))
 
+/* Connections that have not said anything yet. */
+#define GUESTS_MAX ((size_t)2048)
+
 #define REPLAY_QUEUE_JOBS 10000
 
 /* A goodbye for each stream takes so long, so that few streams do not wait for many. */
@@ -79,26 +82,37 @@ static int take_signals(struct serve *serve, struct err *err)
     return 0;
 }
 
-/* As many descriptors as may be had, and no more connections than there are descriptors. */
-static size_t connections_max(const struct serve *serve)
+/* How many connections there may be, and how many silent ones beside them. */
+struct places {
+    size_t connections;
+    size_t guests;
+};
+
+/* As many file descriptors as may be had, and no more places than there are descriptors:
+ * one in eight for those who have not said anything yet. */
+static struct places count_places(const struct serve *serve)
 {
     const size_t wanted = serve->config->limits.connections_count;
     const size_t others = OTHER_FDS(serve->shard_count);
+    struct places places = {.connections = wanted, .guests = GUESTS_MAX};
     struct rlimit limit;
 
     if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-        return wanted;
+        return places;
     limit.rlim_cur = limit.rlim_max;
     (void)setrlimit(RLIMIT_NOFILE, &limit);
-    if (limit.rlim_max == RLIM_INFINITY || limit.rlim_max >= wanted + others)
-        return wanted;
+    if (limit.rlim_max >= wanted + GUESTS_MAX + others) /* or RLIM_INFINITY */
+        return places;
 
-    const size_t possible =
-        limit.rlim_max > 2 * others ? limit.rlim_max - others : others;
-    log_warning("[limits] connections is %zu, but only %zu can be had with %zu file "
-                "descriptors; raise LimitNOFILE= or ulimit -n",
-                wanted, MIN(possible, wanted), (size_t)limit.rlim_max);
-    return MIN(possible, wanted);
+    const size_t possible = limit.rlim_max > others + 16 ? limit.rlim_max - others : 16;
+    places.guests = MIN(possible / 8, places.guests);
+    places.connections = MIN(possible - places.guests, wanted);
+    if (places.connections < wanted)
+        log_warning(
+            "[limits] connections is %zu, but with %zu file descriptors there can "
+            "be %zu; raise LimitNOFILE= or ulimit -n",
+            wanted, (size_t)limit.rlim_max, places.connections);
+    return places;
 }
 
 static int open_sockets(struct serve *serve, struct err *err)
@@ -208,6 +222,7 @@ static int build_shards(struct serve *serve, struct err *err)
 {
     const struct config *config = serve->config;
     const uint64_t max_age = config->stream.max_age_usec;
+    const struct places places = count_places(serve);
 
     serve->shards = shards_new(
         &(struct shard_settings){
@@ -222,7 +237,8 @@ static int build_shards(struct serve *serve, struct err *err)
                        .idle_close_usec = config->stream.idle_close_usec},
             .header_max = config->limits.header_bytes,
             .header_time_usec = config->limits.header_time_usec,
-            .connections_max = connections_max(serve),
+            .connections_max = places.connections,
+            .guests_max = MAX(places.guests / serve->shard_count, 1),
             .answer = http_answer,
             .completed = http_completed,
             .unescape = http_unescape,

@@ -18,9 +18,6 @@
 /* Connections over the limit that are still told so, rather than just closed. */
 #define SURPLUS_MAX 256
 
-/* Silent connections a shard puts up with. */
-#define LOBBY_GUESTS_MAX 1024
-
 /* Out of descriptors: the time until accepting is tried again. */
 #define ACCEPT_PAUSE_USEC (100 * USEC_PER_MSEC)
 
@@ -255,6 +252,9 @@ static void connection_changed(void *argument, struct MHD_Connection *mhd, void 
                 .surplus = shard->arriving_surplus,
             },
             &shard->connections);
+        /* Its header is there; but it may be nothing but empty lines. */
+        if (*context != NULL)
+            connection_allow(*context, shard->all->settings.header_time_usec);
         atomic_fetch_add_explicit(&shard->all->connections, 1, memory_order_relaxed);
         atomic_fetch_add_explicit(&shard->load, 1, memory_order_relaxed);
         stats_gauge_add(shard->all->settings.stats, STATS_CONNECTIONS, 1);
@@ -374,7 +374,8 @@ static void take_turn(struct shard *shard)
     }
     if (!ring_sleep(shard->reader, fanout_position(shard->fanout)))
         return;
-    const int timeout = clock_timeout_msec(wheel_next_usec(shard->wheel));
+    const int timeout =
+        clock_timeout_msec(MIN(wheel_next_usec(shard->wheel), fanout_due(shard->fanout)));
     poller_wait(shard->poller,
                 timeout < 0 ? SLEEP_MAX_MSEC : MIN(timeout, SLEEP_MAX_MSEC));
     ring_awake(shard->reader);
@@ -472,7 +473,7 @@ static int make_rooms(struct shard *shard, struct err *err)
         .stats = settings->stats,
         .header_max = settings->header_max,
         .header_time_usec = settings->header_time_usec,
-        .guests_max = LOBBY_GUESTS_MAX,
+        .guests_max = settings->guests_max,
         .arrived = arrived,
         .argument = shard,
     });

@@ -49,6 +49,7 @@ struct shard_settings {
     size_t header_max;         /* bytes */
     uint64_t header_time_usec; /* from accept to the end of the first header */
     size_t connections_max;    /* over all shards; more are marked surplus */
+    size_t guests_max;         /* silent ones that one shard puts up with */
 
     /* The front's callbacks, on the shard's thread; see libmicrohttpd. */
     MHD_AccessHandlerCallback answer;

@@ -79,7 +79,8 @@ struct stream *stream_new(const struct stream_wishes *wishes,
     stream->chunked = wishes->chunked;
     stream->everything =
         wishes->chunked && wishes->channel_count == 1 && wishes->type_count == 0;
-    stream->last_sent_usec = clock_usec();
+    stream->asked_usec = clock_usec();
+    stream->last_sent_usec = stream->asked_usec;
     stream->ends_usec = timing->max_age_usec == CLOCK_NEVER
                             ? CLOCK_NEVER
                             : clock_usec() + clock_jitter(timing->max_age_usec);
@@ -344,6 +345,7 @@ static void fall_behind(struct stream *stream, uint64_t position, uint32_t offse
 void stream_is_live(struct stream *stream)
 {
     set_phase(stream, STREAM_LIVE);
+    set_timer(stream);
 }
 
 /* The part of a frame that this stream's client gets. */

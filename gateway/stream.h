@@ -103,6 +103,7 @@ struct stream {
     size_t rest_len;
     size_t rest_out;
 
+    uint64_t asked_usec;     /* [const] when it was made */
     uint64_t last_sent_usec; /* when the socket last took something */
     uint64_t ends_usec;      /* maximum age, or the goodbye of a drain */
 

@@ -223,7 +223,7 @@ def test_it_listens_on_several_addresses(pg, gateway_factory, directory):
             gateway.publish("c", "1")
             with gateway.subscribe("c") as other:
                 gateway.publish("c", "2")
-                assert other.next_event().data == "2"
+                other.until(lambda event: event.data == "2")
             gateway.address = first
         assert [event.data for event in stream.take(6)] == ["1", "2"] * 3
     gateway.stop()

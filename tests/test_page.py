@@ -163,7 +163,7 @@ def test_an_event_from_sql_from_http_and_from_its_own_form_all_appear(pg, gatewa
 
 def test_a_type_nobody_has_heard_of_appears_too(gateway, browser):
     browser.open(gateway)
-    types = ["message", "error", "open", "gap", "checkpoint", "一", "a b", "__proto__"]
+    types = ["message", "error", "open", "一", "a b", "__proto__"]
     for type_ in types:
         gateway.publish("events", '"x"', type_)
     rows = browser.wait_rows(len(types))

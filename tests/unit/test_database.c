@@ -428,6 +428,94 @@ static void without_memory_nothing_is_lost(void **state)
     assert_int_equal(pg_number(pg->conn, "SELECT count(*) FROM gateway.events"), 1);
 }
 
+static size_t attempts(const char *text)
+{
+    struct dsn *dsn = NULL;
+
+    assert_int_equal(dsn_resolve(&(struct dsn_settings){.text = text}, &dsn, NULL), 0);
+    size_t count = dsn_attempts(dsn);
+    dsn_free(dsn);
+    return count;
+}
+
+static void each_host_is_an_attempt(void **state)
+{
+    (void)state;
+    assert_int_equal(attempts("host=a"), 1);
+    assert_int_equal(attempts("host=a,b,c"), 3);
+    assert_int_equal(attempts("host=a,b port=1,2"), 2);
+    assert_int_equal(attempts("postgresql://a:1,b:2,[::1]:3/db"), 3);
+    assert_int_equal(attempts("hostaddr=127.0.0.1,127.0.0.2"), 2);
+    assert_int_equal(attempts("host=a,b target_session_attrs=prefer-standby"), 4);
+    assert_int_equal(attempts("somedatabase"), 1);
+    /* What does not fit together is libpq's to complain about. */
+    assert_int_equal(attempts("host=a,b port=1,2,3"), 1);
+    assert_int_equal(attempts("host=a,b hostaddr=127.0.0.1"), 1);
+    assert_int_equal(attempts("host=a,,b"), 1);
+
+    setenv("PGHOST", "x,y", 1);
+    assert_int_equal(attempts(NULL), 2);
+    assert_int_equal(attempts("dbname=z"), 2);
+    assert_int_equal(attempts("host=a"), 1);
+    unsetenv("PGHOST");
+}
+
+static void the_password_is_used_unless_there_is_one(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *password;
+    } cases[] = {{"host=/nowhere user=u", "ours"},
+                 {"host=/nowhere user=u password=theirs", "theirs"},
+                 {"postgresql://u:theirs@127.0.0.1:1/d", "theirs"}};
+
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct dsn *dsn = NULL;
+        struct dsn_settings settings = {.text = cases[i].text, .password = "ours"};
+        assert_int_equal(dsn_resolve(&settings, &dsn, NULL), 0);
+        PGconn *conn = dsn_start(dsn, 0);
+        assert_non_null(conn);
+        assert_string_equal(PQpass(conn), cases[i].password);
+        PQfinish(conn);
+        dsn_free(dsn);
+    }
+}
+
+/* What became of a batch, asked without having sent one. */
+static enum batch_result fate(struct database *database, const char *xid, int times)
+{
+    struct batch batch = {.first_seq = 77};
+    struct err err = {0};
+    enum batch_result result = BATCH_LOST;
+
+    snprintf(batch.xid, sizeof(batch.xid), "%s", xid);
+    for (int i = 0; i < times; i++)
+        result = batch_ask(&batch, database, in_msec(3000), &err);
+    return result;
+}
+
+static void a_number_given_to_a_stranger_proves_nothing(void **state)
+{
+    struct pg *pg = *state;
+    char xid[24];
+
+    pg_migrate(pg);
+    struct database *database = make_connected(pg->dsn, -1);
+    long long known = pg_number(pg->conn, "SELECT pg_current_xact_id()::text");
+    snprintf(xid, sizeof(xid), "%lld", known);
+    assert_int_equal(fate(database, xid, 1), BATCH_RUNNING);
+    assert_int_equal(fate(database, xid, 2), BATCH_UNKNOWN);
+    assert_int_equal(fate(database, "999999999", 1), BATCH_UNKNOWN); /* the future */
+
+    pg_run(pg->conn, "BEGIN");
+    snprintf(xid, sizeof(xid), "%lld",
+             pg_number(pg->conn, "SELECT pg_current_xact_id()::text"));
+    assert_int_equal(fate(database, xid, 3), BATCH_RUNNING);
+    pg_run(pg->conn, "ROLLBACK"); /* a stranger's session was left alone */
+    assert_int_equal(fate(database, xid, 1), BATCH_FAILED);
+    database_free(database);
+}
+
 static void pauses_grow_and_begin_anew(void **state)
 {
     (void)state;
@@ -497,6 +585,9 @@ int main(void)
         WITH_PG(a_connection_lost_at_any_byte_is_only_an_error),
         WITH_PG(a_missing_schema_says_what_to_do),
         WITH_PG(without_memory_nothing_is_lost),
+        cmocka_unit_test(each_host_is_an_attempt),
+        cmocka_unit_test(the_password_is_used_unless_there_is_one),
+        WITH_PG(a_number_given_to_a_stranger_proves_nothing),
         cmocka_unit_test(pauses_grow_and_begin_anew),
     };
 

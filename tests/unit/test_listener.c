@@ -5,6 +5,7 @@
 
 #include "failing_malloc.h"
 #include "listener.h"
+#include "log.h"
 #include "thread.h"
 
 struct world {
@@ -360,6 +361,33 @@ static void large_events_come_as_they_went_in(void **state)
                     20000000, 20010000);
 }
 
+static _Atomic int lost_told;
+
+static void look_for_lost(enum log_level level, const char *line)
+{
+    if (level == LOG_LEVEL_WARNING && strstr(line, "events have been lost") != NULL)
+        atomic_fetch_add_explicit(&lost_told, 1, memory_order_relaxed);
+}
+
+static void a_database_that_went_back_is_told_and_followed(void **state)
+{
+    struct world *world = *state;
+
+    log_set_sink(look_for_lost);
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    publish(world, "1");
+    publish(world, "2");
+    wait_for_events(world, 2);
+    pg_run(world->pg.conn, "DELETE FROM gateway.events WHERE seq = 2");
+    pg_kill(&world->pg, "listener");
+    WAIT_FOR(atomic_load_explicit(&lost_told, memory_order_relaxed) == 1);
+    publish(world, "3");
+    wait_for_events(world, 1);
+    listener_stop(world->listener);
+    log_set_sink(NULL);
+}
+
 static void the_thread_beats_while_nothing_happens(void **state)
 {
     struct world *world = *state;
@@ -409,6 +437,7 @@ int main(void)
         WITH_PG(preparing_is_repeated_until_it_succeeds),
         WITH_PG(a_read_only_database_is_told),
         WITH_PG(large_events_come_as_they_went_in),
+        WITH_PG(a_database_that_went_back_is_told_and_followed),
         WITH_PG(the_thread_beats_while_nothing_happens),
         WITH_PG(without_memory_there_is_none),
     };

@@ -1,0 +1,408 @@
+/*
+ * front.h - shards with the real HTTP front for unit tests, and clients on the loopback that
+ * read bytes strictly.
+ *
+ * No database: the publisher, replay and listener are there and never started. The test is
+ * the ring's writer itself.
+ */
+#ifndef FRONT_H
+#define FRONT_H
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cmocka_all.h"
+
+#include "buf.h"
+#include "clock.h"
+#include "http.h"
+#include "ring.h"
+#include "shard.h"
+#include "sse.h"
+
+#define FRONT_UNUSED __attribute__((unused))
+
+/* Whoever waits longer than this waits in vain. */
+#define FRONT_PATIENCE_USEC (20 * USEC_PER_SEC)
+
+/* FRONT_WAIT_FOR(condition): looks until it holds. */
+#define FRONT_WAIT_FOR(condition)                                                        \
+    do {                                                                                 \
+        uint64_t front_end_usec = clock_usec() + FRONT_PATIENCE_USEC;                    \
+        while (!(condition)) {                                                           \
+            if (clock_usec() > front_end_usec)                                           \
+                fail_msg("waited in vain for: %s", #condition);                          \
+            usleep(1000);                                                                \
+        }                                                                                \
+    } while (0)
+
+struct front_settings {
+    size_t ring_bytes;        /* 0: 64 MiB */
+    uint64_t heartbeat_usec;  /* 0: never, to all intents */
+    uint64_t idle_close_usec; /* 0: likewise */
+    uint64_t max_age_usec;    /* 0: never */
+    uint64_t header_time_usec; /* 0: 10 s */
+    size_t connections_max;   /* 0: 100 */
+    unsigned shards;          /* 0: 1 */
+    bool not_started;         /* ring_start() is the test's */
+};
+
+struct front {
+    struct stats *stats;
+    struct ring *ring;
+    struct listener *listener;
+    struct publisher *publisher;
+    struct replay *replay;
+    struct page *page;
+    struct http *http;
+    struct shards *shards;
+    int listen_fd;
+    uint16_t port;
+    uint64_t seq;   /* of the newest event */
+    struct buf sent; /* what a subscriber of everything must have got: events, no chunks */
+};
+
+FRONT_UNUSED static int front_listen(uint16_t *ret_port)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof(address);
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    const int small = 16384; /* accepted sockets inherit it: a slow reader is soon full */
+
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, len), 0);
+    assert_int_equal(listen(fd, 128), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&address, &len), 0);
+    *ret_port = ntohs(address.sin_port);
+    return fd;
+}
+
+/* A folder with a page in it, read and removed again. */
+FRONT_UNUSED static struct page *front_page(void)
+{
+    char dir[] = "/tmp/pgsse-front-XXXXXX";
+    char path[64];
+    struct err err = {0};
+
+    assert_non_null(mkdtemp(dir));
+    (void)snprintf(path, sizeof(path), "%s/index.html", dir);
+    FILE *file = fopen(path, "we");
+    assert_non_null(file);
+    assert_true(fputs("<!doctype html>hello\n", file) >= 0);
+    assert_int_equal(fclose(file), 0);
+    struct page *page = page_new(dir, &err);
+    if (page == NULL)
+        fail_msg("%s", err.text);
+    (void)unlink(path);
+    (void)rmdir(dir);
+    return page;
+}
+
+FRONT_UNUSED static void front_make_doors(struct front *front)
+{
+    front->listener =
+        listener_new(&(struct listener_settings){.dsn = "host=/nonexistent",
+                                                 .schema_version = 1,
+                                                 .ring = front->ring,
+                                                 .stats = front->stats});
+    front->publisher =
+        publisher_new(&(struct publisher_settings){.dsn = "host=/nonexistent",
+                                                   .schema_version = 1,
+                                                   .queue_bytes = MIB,
+                                                   .stats = front->stats});
+    front->replay = replay_new(
+        &(struct replay_settings){.dsn = "host=/nonexistent", .queue_jobs = 10});
+    front->page = front_page();
+    front->http = http_new(&(struct http_settings){
+        .stats = front->stats,
+        .listener = front->listener,
+        .publisher = front->publisher,
+        .replay = front->replay,
+        .page = front->page,
+        .cors_origins = "https://friend.example",
+        .retry_usec = 2 * USEC_PER_SEC,
+        .body_max = 100000,
+        .body_time_usec = 10 * USEC_PER_SEC,
+        .keep_alive_usec = 10 * USEC_PER_SEC,
+        .publish_time_usec = USEC_PER_SEC,
+        .channels_max = 64,
+    });
+    assert_non_null(front->http);
+}
+
+FRONT_UNUSED static void front_open(struct front *front,
+                                    const struct front_settings *settings)
+{
+    const uint64_t long_usec = 3600 * USEC_PER_SEC;
+    const unsigned count = settings->shards > 0 ? settings->shards : 1;
+    struct err err = {0};
+
+    memset(front, 0, sizeof(*front));
+    front->stats = stats_new();
+    front->ring =
+        ring_new(settings->ring_bytes > 0 ? settings->ring_bytes : 64 * MIB, count);
+    front->seq = 100;
+    if (!settings->not_started)
+        ring_start(front->ring, front->seq);
+    front_make_doors(front);
+    front->listen_fd = front_listen(&front->port);
+#define OR(value, instead) ((value) > 0 ? (value) : (instead))
+    front->shards = shards_new(
+        &(struct shard_settings){
+            .count = count,
+            .listen_fds = &front->listen_fd,
+            .listen_fd_count = 1,
+            .ring = front->ring,
+            .stats = front->stats,
+            .timing = {.heartbeat_usec = OR(settings->heartbeat_usec, long_usec),
+                       .retry_usec = 2 * USEC_PER_SEC,
+                       .max_age_usec = OR(settings->max_age_usec, CLOCK_NEVER),
+                       .idle_close_usec = OR(settings->idle_close_usec, long_usec)},
+            .header_max = 16 * KIB,
+            .header_time_usec = OR(settings->header_time_usec, 10 * USEC_PER_SEC),
+            .connections_max = OR(settings->connections_max, 100),
+            .answer = http_answer,
+            .completed = http_completed,
+            .unescape = http_unescape,
+            .argument = front->http,
+        },
+        &err);
+#undef OR
+    if (front->shards == NULL || shards_start(front->shards, &err) < 0)
+        fail_msg("%s", err.text);
+}
+
+FRONT_UNUSED static void front_close(struct front *front)
+{
+    shards_stop(front->shards);
+    shards_free(front->shards);
+    http_free(front->http);
+    page_free(front->page);
+    replay_free(front->replay);
+    publisher_free(front->publisher);
+    listener_free(front->listener);
+    ring_free(front->ring);
+    stats_free(front->stats);
+    (void)close(front->listen_fd);
+    buf_done(&front->sent);
+}
+
+/* Pushes one event, and adds what stands on the wire for it to *wanted, unless NULL. */
+FRONT_UNUSED static void front_push(struct front *front, const char *channel,
+                                    const char *type, const char *data, size_t data_len,
+                                    struct buf *wanted)
+{
+    struct sse_frame *frame =
+        sse_frame_new(&(struct event){.seq = ++front->seq,
+                                      .channel = channel,
+                                      .channel_len = strlen(channel),
+                                      .type = type,
+                                      .type_len = strlen(type),
+                                      .data = data,
+                                      .data_len = data_len});
+
+    assert_non_null(frame);
+    if (wanted != NULL)
+        (void)buf_add(wanted, frame->bytes + frame->body_offset, frame->body_len);
+    ring_push(front->ring, frame);
+}
+
+FRONT_UNUSED static void front_publish(struct front *front, const char *channel,
+                                       const char *data, struct buf *wanted)
+{
+    front_push(front, channel, "message", data, strlen(data), wanted);
+    ring_wake(front->ring);
+}
+
+/* -- a client -- */
+
+struct client {
+    int fd;
+    struct buf raw; /* as it came */
+    size_t body_at; /* behind the header; 0 while it is not all there */
+    struct buf body; /* without the chunks' brackets */
+    size_t chunk_at; /* in raw: where the next chunk begins */
+    bool chunked;
+    bool last_chunk; /* the body has come to its proper end */
+    bool eof;        /* the connection has been closed, or reset */
+};
+
+/* A receive buffer of so many bytes makes a slow reader of it; 0: as the system has it. */
+FRONT_UNUSED static void client_dial(struct client *client, const struct front *front,
+                                     int rcvbuf)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_port = htons(front->port),
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+
+    memset(client, 0, sizeof(*client));
+    client->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (rcvbuf > 0)
+        assert_int_equal(
+            setsockopt(client->fd, SOL_SOCKET, SO_RCVBUF, &rcvbuf, sizeof(rcvbuf)), 0);
+    assert_int_equal(connect(client->fd, (struct sockaddr *)&address, sizeof(address)),
+                     0);
+}
+
+FRONT_UNUSED static void client_hang_up(struct client *client)
+{
+    if (client->fd >= 0)
+        (void)close(client->fd);
+    client->fd = -1;
+    buf_done(&client->raw);
+    buf_done(&client->body);
+}
+
+FRONT_UNUSED static void client_say(struct client *client, const char *bytes, size_t len)
+{
+    assert_int_equal(send(client->fd, bytes, len, MSG_NOSIGNAL), (ssize_t)len);
+}
+
+/* The chunks that are there whole, and what there is of the one that is coming. */
+FRONT_UNUSED static void client_dechunk(struct client *client)
+{
+    buf_reset(&client->body);
+    for (client->chunk_at = client->body_at;;) {
+        const char *at = client->raw.data + client->chunk_at;
+        const size_t left = client->raw.len - client->chunk_at;
+        const char *line = left > 0 ? memmem(at, left, "\r\n", 2) : NULL;
+
+        if (line == NULL)
+            return;
+        char *end;
+        const unsigned long len = strtoul(at, &end, 16);
+        if (end != line || end == at || *at == '0' + (len != 0 ? 0 : 99))
+            fail_msg("not a chunk's head: %.20s", at);
+        const size_t head = (size_t)(line + 2 - at);
+        if (len == 0) {
+            client->last_chunk = left == head + 2 && memcmp(line, "\r\n\r\n", 4) == 0;
+            return;
+        }
+        (void)buf_add(&client->body, line + 2, MIN(left - head, len));
+        if (left < head + len + 2)
+            return;
+        if (memcmp(line + 2 + len, "\r\n", 2) != 0)
+            fail_msg("a chunk of %lu bytes does not end where it should", len);
+        client->chunk_at += head + len + 2;
+    }
+}
+
+FRONT_UNUSED static void client_look(struct client *client)
+{
+    const char *end = client->raw.len > 0
+                          ? memmem(client->raw.data, client->raw.len, "\r\n\r\n", 4)
+                          : NULL;
+
+    if (end == NULL)
+        return;
+    client->body_at = (size_t)(end + 4 - client->raw.data);
+    client->chunked = memmem(client->raw.data, client->body_at,
+                             "Transfer-Encoding: chunked", 26) != NULL;
+    if (client->chunked) {
+        client_dechunk(client);
+        return;
+    }
+    buf_reset(&client->body);
+    (void)buf_add(&client->body, client->raw.data + client->body_at,
+                  client->raw.len - client->body_at);
+}
+
+/* Takes what comes within timeout_msec, at most `max` bytes; false: nothing came. */
+FRONT_UNUSED static bool client_take(struct client *client, size_t max, int timeout_msec)
+{
+    char bytes[65536];
+    struct pollfd set = {.fd = client->fd, .events = POLLIN};
+
+    if (client->eof || poll(&set, 1, timeout_msec) != 1)
+        return false;
+    const ssize_t len = recv(client->fd, bytes, MIN(max, sizeof(bytes)), 0);
+    if (len <= 0) {
+        client->eof = true;
+        return true;
+    }
+    (void)buf_add(&client->raw, bytes, (size_t)len);
+    return true;
+}
+
+/* Reads until the body (without chunks) has that many bytes. */
+FRONT_UNUSED static void client_read_body(struct client *client, size_t len)
+{
+    const uint64_t end = clock_usec() + FRONT_PATIENCE_USEC;
+
+    for (;;) {
+        /* Looking takes its time with large bodies: not at every byte. */
+        while (client_take(client, SIZE_MAX, 0) && !client->eof)
+            if (client->raw.len > len + 1000)
+                break;
+        client_look(client);
+        if (client->body_at > 0 && client->body.len >= len)
+            return;
+        if (client->eof || clock_usec() > end)
+            fail_msg("%s after %zu bytes of a body of %zu", client->eof ? "end" : "silence",
+                     client->body.len, len);
+        (void)client_take(client, SIZE_MAX, 1000);
+    }
+}
+
+/* Reads until the connection is closed. */
+FRONT_UNUSED static void client_read_all(struct client *client)
+{
+    const uint64_t end = clock_usec() + FRONT_PATIENCE_USEC;
+
+    while (!client->eof) {
+        if (clock_usec() > end)
+            fail_msg("not closed; %zu bytes: %.300s", client->raw.len,
+                     client->raw.len > 0 ? client->raw.data : "");
+        (void)client_take(client, SIZE_MAX, 1000);
+    }
+    client_look(client);
+}
+
+/* Subscribes, and reads the greeting away: the header is checked, the body begins anew. */
+FRONT_UNUSED static void client_subscribe(struct client *client, const struct front *front,
+                                          int rcvbuf, const char *request)
+{
+    client_dial(client, front, rcvbuf);
+    client_say(client, request, strlen(request));
+    do {
+        client_read_body(client, 3);
+    } while (strchr(client->body.data, 'r') == NULL ||
+             strchr(strchr(client->body.data, 'r'), '\n') == NULL);
+    if (strncmp(client->raw.data, "HTTP/1.1 200 OK\r\n", 17) != 0)
+        fail_msg("%s", client->raw.data);
+}
+
+/* How long the greeting is: ":\nretry: 2000\n". */
+FRONT_UNUSED static size_t client_greeting_len(const struct client *client)
+{
+    const char *body = client->body.data;
+
+    assert_memory_equal(body, ":\nretry: ", 9);
+    const size_t digits = strspn(body + 9, "0123456789");
+    assert_true(digits == 4 && body[9 + digits] == '\n');
+    return 9 + digits + 1;
+}
+
+/* Reads so much as is wanted, and compares byte by byte; nothing may have come behind it. */
+FRONT_UNUSED static void client_expect(struct client *client, const struct buf *wanted)
+{
+    const size_t greeting = client_greeting_len(client);
+
+    client_read_body(client, greeting + wanted->len);
+    assert_int_equal(client->body.len, greeting + wanted->len);
+    if (wanted->len == 0)
+        return;
+    if (memcmp(client->body.data + greeting, wanted->data, wanted->len) != 0)
+        fail_msg("other bytes: %.300s\ninstead of: %.300s", client->body.data + greeting,
+                 wanted->data);
+}
+
+#endif

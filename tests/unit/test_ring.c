@@ -1,0 +1,726 @@
+/* test_ring.c - the newest events, in order, for many readers at their own pace. */
+#include "ring.h"
+
+#include <malloc.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "cmocka_all.h"
+
+/* Whoever waits longer than this waits in vain. */
+#define PATIENCE_MSEC 20000
+
+#define DATA_MAX 2000
+
+/* -- frames whose content can be told from their position -- */
+
+/* The seq rises by more than one, so that there are ids between two events. */
+static uint64_t seq_of(uint64_t position)
+{
+    return position * 3;
+}
+
+static size_t data_len_of(uint64_t position, size_t max)
+{
+    return (size_t)(position * 2654435761U >> 7) % max;
+}
+
+static char byte_of(uint64_t position, size_t i)
+{
+    return (char)('a' + (position + i * 7) % 23);
+}
+
+static struct sse_frame *frame_new(uint64_t position, size_t data_len)
+{
+    char *data = malloc(data_len + 1);
+    assert_non_null(data);
+    for (size_t i = 0; i < data_len; i++)
+        data[i] = byte_of(position, i);
+    data[data_len] = '\0';
+    struct sse_frame *frame = sse_frame_new(&(struct event){.seq = seq_of(position),
+                                                            .channel = "c",
+                                                            .channel_len = 1,
+                                                            .type = "message",
+                                                            .type_len = 7,
+                                                            .data = data,
+                                                            .data_len = data_len});
+    free(data);
+    assert_non_null(frame);
+    return frame;
+}
+
+/* Whole, and what was pushed at that position. Says so without cmocka, for the threads. */
+static bool frame_is(const struct sse_frame *frame, uint64_t position)
+{
+    char id[32];
+    const size_t head = (size_t)snprintf(
+        id, sizeof(id), "id: %llu\ndata: ", (unsigned long long)seq_of(position));
+    const char *body = frame->bytes + frame->body_offset;
+
+    if (frame->position != position || frame->seq != seq_of(position) ||
+        frame->channel_hash != sse_hash("c", 1) || frame->channel_len != 1 ||
+        strcmp(sse_frame_channel(frame), "c") != 0)
+        return false;
+    if (frame->body_len < head + 2 || memcmp(body, id, head) != 0)
+        return false;
+    for (size_t i = 0; i < frame->body_len - head - 2; i++) {
+        if (body[head + i] != byte_of(position, i))
+            return false;
+    }
+    return memcmp(body + frame->body_len - 2, "\n\n\r\n", 4) == 0;
+}
+
+/* -- a ring and its plain model, driven together -- */
+
+#define MODEL_READERS 2
+#define HELD_MAX      64
+#define MODEL_SLOTS   1024
+
+struct model {
+    struct ring *ring;
+    size_t bytes_max;
+    uint64_t next;
+    uint64_t oldest;
+    size_t bytes;
+    size_t *weights; /* by position */
+    struct {
+        bool in_round;
+        uint64_t position;
+        const struct sse_frame *held[HELD_MAX];
+        size_t held_count;
+    } readers[MODEL_READERS];
+};
+
+static void model_begin(struct model *model, size_t bytes_max, size_t pushes_max)
+{
+    memset(model, 0, sizeof(*model));
+    model->ring = ring_new(bytes_max, MODEL_READERS);
+    model->weights = calloc(pushes_max + 1, sizeof(*model->weights));
+    assert_non_null(model->ring);
+    assert_non_null(model->weights);
+    model->bytes_max = bytes_max;
+    model->next = model->oldest = 1;
+    for (unsigned i = 0; i < MODEL_READERS; i++)
+        model->readers[i].position = 1;
+    ring_start(model->ring, 0);
+}
+
+static void model_push(struct model *model, size_t data_len)
+{
+    struct sse_frame *frame = frame_new(model->next, data_len);
+    const size_t weight = sse_frame_weight(frame);
+
+    while (model->oldest < model->next && (model->bytes + weight > model->bytes_max ||
+                                           model->next - model->oldest == MODEL_SLOTS))
+        model->bytes -= model->weights[model->oldest++];
+    model->weights[model->next] = weight;
+    model->bytes += weight;
+    model->next++;
+    ring_push(model->ring, frame);
+}
+
+static void model_turn_round(struct model *model, unsigned index)
+{
+    struct ring_reader *reader = ring_reader(model->ring, index);
+
+    if (!model->readers[index].in_round) {
+        ring_enter(reader);
+    } else {
+        for (size_t i = 0; i < model->readers[index].held_count; i++) {
+            const struct sse_frame *frame = model->readers[index].held[i];
+            assert_true(frame_is(frame, frame->position));
+        }
+        model->readers[index].held_count = 0;
+        ring_leave(reader);
+    }
+    model->readers[index].in_round = !model->readers[index].in_round;
+}
+
+static void model_read(struct model *model, unsigned index)
+{
+    struct ring_reader *reader = ring_reader(model->ring, index);
+    const uint64_t before = model->readers[index].position;
+    uint64_t position = before;
+    const struct sse_frame *frame = NULL;
+
+    if (!model->readers[index].in_round || model->readers[index].held_count == HELD_MAX)
+        return;
+    const enum ring_result result = ring_read(reader, &position, &frame);
+    if (before == model->next) {
+        assert_int_equal(result, RING_EMPTY);
+        assert_int_equal(position, before);
+    } else if (before < model->oldest) {
+        assert_int_equal(result, RING_LAGGED);
+        assert_int_equal(position, before);
+        position = model->oldest;
+    } else {
+        assert_int_equal(result, RING_FRAME);
+        assert_int_equal(position, before + 1);
+        assert_true(frame_is(frame, before));
+        model->readers[index].held[model->readers[index].held_count++] = frame;
+    }
+    model->readers[index].position = position;
+}
+
+static void check_find(struct model *model, uint64_t seq)
+{
+    struct ring_reader *reader = ring_reader(model->ring, 0);
+    uint64_t position = 0;
+    const enum ring_place place = ring_find(reader, seq, &position);
+
+    if (seq < seq_of(model->oldest - 1)) {
+        assert_int_equal(place, RING_TOO_OLD);
+    } else if (seq > seq_of(model->next - 1)) {
+        assert_int_equal(place, RING_AHEAD);
+    } else {
+        assert_int_equal(place, RING_FOUND);
+        assert_int_equal(position, seq / 3 + 1);
+    }
+}
+
+static void model_compare(struct model *model)
+{
+    struct ring_reader *reader = ring_reader(model->ring, 0);
+    size_t events, bytes;
+    uint64_t position, seq;
+
+    ring_size(model->ring, &events, &bytes);
+    assert_int_equal(events, model->next - model->oldest);
+    assert_int_equal(bytes, model->bytes);
+    assert_int_equal(ring_next(reader), model->next);
+    ring_oldest(reader, &position, &seq);
+    assert_int_equal(position, model->oldest);
+    assert_int_equal(seq, seq_of(model->oldest - 1));
+}
+
+static void model_end(struct model *model)
+{
+    for (unsigned i = 0; i < MODEL_READERS; i++) {
+        if (model->readers[i].in_round)
+            model_turn_round(model, i);
+    }
+    ring_free(model->ring);
+    free(model->weights);
+}
+
+/* -- against the model -- */
+
+static void step(struct model *model, unsigned operation)
+{
+    switch (operation) {
+    case 0:
+        model_push(model, 10);
+        break;
+    case 1:
+        model_push(model, 1000); /* drops all that is there, and is kept alone */
+        break;
+    case 2:
+    case 3:
+        model_turn_round(model, operation - 2);
+        break;
+    default:
+        model_read(model, operation - 4);
+        break;
+    }
+}
+
+/* Every sequence of six operations, after a beginning in which the ring has filled. */
+static void every_short_history_is_that_of_a_plain_list(void **state)
+{
+    enum { LENGTH = 6, OPERATIONS = 6 };
+    unsigned history[LENGTH] = {0};
+    unsigned digit = 0;
+
+    (void)state;
+    while (digit < LENGTH) {
+        struct model model;
+
+        model_begin(&model, 350, 16); /* room for two small frames */
+        for (int i = 0; i < 3; i++)
+            model_push(&model, 10);
+        for (unsigned i = 0; i < LENGTH; i++)
+            step(&model, history[i]);
+        model_compare(&model);
+        ring_enter(ring_reader(model.ring, 1));
+        ring_leave(ring_reader(model.ring, 1));
+        model_end(&model);
+        for (digit = 0; digit < LENGTH && ++history[digit] == OPERATIONS; digit++)
+            history[digit] = 0;
+    }
+}
+
+static uint64_t dice(uint64_t *state)
+{
+    *state = *state * 6364136223846793005U + 1442695040888963407U;
+    return *state >> 33;
+}
+
+/* The same over long histories, in which slots are used again many times. */
+static void walk(size_t bytes_max, size_t data_max, uint64_t seed)
+{
+    enum { STEPS = 40000 };
+    struct model model;
+
+    model_begin(&model, bytes_max, STEPS);
+    for (int i = 0; i < STEPS; i++) {
+        const uint64_t what = dice(&seed) % 16;
+
+        if (what < 7)
+            model_push(&model, data_len_of(model.next, data_max) + dice(&seed) % 20);
+        else if (what < 12)
+            model_read(&model, dice(&seed) % MODEL_READERS);
+        else if (what < 15)
+            model_turn_round(&model, dice(&seed) % MODEL_READERS);
+        else if (model.readers[0].in_round)
+            check_find(&model, dice(&seed) % (seq_of(model.next) + 3));
+        if (i % 16 == 0)
+            model_compare(&model);
+        if (i % 4096 == 0 && !model.readers[0].in_round)
+            model_turn_round(&model, 0);
+    }
+    for (uint64_t near = 0; near < 3000 && model.readers[0].in_round; near++)
+        check_find(&model, seq_of(model.next) + 2 - MIN(near, seq_of(model.next)));
+    model_end(&model);
+}
+
+static void long_histories_are_those_of_a_plain_list(void **state)
+{
+    (void)state;
+    walk(200, 100, 1);     /* hardly more than one frame */
+    walk(4000, 300, 2);    /* bounded by bytes */
+    walk(256000, 3000, 3); /* by bytes, often */
+    walk(1 << 18, 30, 4);  /* by its 1024 slots */
+    walk(0, 10, 5);        /* by nothing but the rule that the newest stays */
+}
+
+/* -- small truths -- */
+
+static void before_the_start_nothing_is_found(void **state)
+{
+    struct ring *ring = ring_new(1000, 1);
+    struct ring_reader *reader = ring_reader(ring, 0);
+    uint64_t position = 77, seq = 77;
+
+    (void)state;
+    ring_enter(reader);
+    assert_int_equal(ring_find(reader, 0, &position), RING_NOT_STARTED);
+    assert_int_equal(ring_find(reader, UINT64_MAX, &position), RING_NOT_STARTED);
+    assert_int_equal(position, 77);
+    ring_leave(reader);
+    ring_oldest(reader, &position, &seq);
+    assert_int_equal(position, 1);
+    assert_int_equal(seq, 0);
+
+    ring_start(ring, 41);
+    ring_enter(reader);
+    assert_int_equal(ring_find(reader, 40, &position), RING_TOO_OLD);
+    assert_int_equal(ring_find(reader, 42, &position), RING_AHEAD);
+    assert_int_equal(ring_find(reader, 41, &position), RING_FOUND);
+    assert_int_equal(position, 1);
+    ring_leave(reader);
+    ring_free(ring);
+}
+
+static bool is_ringing(const struct ring_reader *reader, int timeout_msec)
+{
+    struct pollfd bell = {.fd = ring_reader_fd(reader), .events = POLLIN};
+
+    return poll(&bell, 1, timeout_msec) == 1;
+}
+
+static void only_who_sleeps_is_woken(void **state)
+{
+    struct ring *ring = ring_new(10000, 2);
+    struct ring_reader *sleeper = ring_reader(ring, 0);
+    struct ring_reader *other = ring_reader(ring, 1);
+
+    (void)state;
+    ring_start(ring, 0);
+    assert_true(ring_sleep(sleeper, 1));
+    ring_push(ring, frame_new(1, 10));
+    assert_false(is_ringing(sleeper, 0)); /* not before ring_wake() */
+    ring_wake(ring);
+    assert_true(is_ringing(sleeper, 0));
+    assert_false(is_ringing(other, 0));
+    ring_awake(sleeper);
+    assert_false(is_ringing(sleeper, 0));
+
+    ring_wake(ring);
+    assert_false(is_ringing(sleeper, 0)); /* it is awake */
+    assert_false(ring_sleep(sleeper, 1)); /* there is something to read */
+    ring_wake(ring);
+    assert_false(is_ringing(sleeper, 0));
+    assert_true(ring_sleep(sleeper, 2));
+    ring_awake(sleeper); /* something else woke it */
+    ring_wake(ring);
+    assert_false(is_ringing(sleeper, 0));
+    ring_free(ring);
+    ring_free(NULL);
+}
+
+/* ring_wake() may have taken the wish to be woken and ring only after the reader, awake for
+ * another reason, has cleared the descriptor. */
+static void a_ring_that_comes_late_wakes_for_nothing_once(void **state)
+{
+    const uint64_t one = 1;
+    struct ring *ring = ring_new(10000, 1);
+    struct ring_reader *reader = ring_reader(ring, 0);
+
+    (void)state;
+    ring_start(ring, 0);
+    assert_int_equal(write(ring_reader_fd(reader), &one, sizeof(one)), sizeof(one));
+    for (int i = 0; i < 2; i++) {
+        assert_true(ring_sleep(reader, 1));
+        if (i == 0)
+            assert_true(is_ringing(reader, 0));
+        else
+            assert_false(is_ringing(reader, 0));
+        ring_awake(reader);
+    }
+    ring_free(ring);
+}
+
+/* A reader that never leaves its round keeps what it could hold; once it has left, what was
+ * dropped is freed. (The sanitizers' malloc counts nothing: they see the rest.) */
+static void what_nobody_can_hold_is_freed(void **state)
+{
+    enum { PUSHES = 20000 };
+    struct ring *ring = ring_new(20000, 2);
+    struct ring_reader *reader = ring_reader(ring, 0);
+    uint64_t next = 1;
+
+    (void)state;
+    const size_t before = mallinfo2().uordblks;
+    for (; next <= PUSHES; next++) {
+        ring_push(ring, frame_new(next, 300));
+        ring_enter(reader);
+        ring_leave(reader);
+    }
+    assert_true(mallinfo2().uordblks < before + 40000);
+
+    ring_enter(reader);
+    for (; next <= 2 * PUSHES; next++)
+        ring_push(ring, frame_new(next, 300));
+    ring_leave(reader);
+    for (int i = 0; i < 3; i++)
+        ring_wake(ring); /* it frees too: the last ones do not wait for the next event */
+    assert_true(mallinfo2().uordblks < before + 40000);
+    ring_free(ring);
+}
+
+/* -- under stress -- */
+
+#define READERS 3
+#define NO_LAST UINT64_MAX
+
+struct stress {
+    struct ring *ring;
+    _Atomic bool over;
+    _Atomic uint64_t last; /* position of the last push; none, while there will be more */
+    _Atomic(const char *) fault; /* the first one seen by any reader */
+    struct runner {
+        pthread_t thread;
+        struct stress *stress;
+        struct ring_reader *reader;
+        unsigned index;
+        uint64_t position;
+        uint64_t dice;
+        uint64_t read, lost, sleeps;
+        unsigned for_nothing;     /* wake-ups in a row that brought nothing */
+        _Atomic uint64_t reached; /* everything before it has been read */
+    } runners[READERS];
+};
+
+static void fault(struct runner *runner, const char *text)
+{
+    const char *none = NULL;
+
+    (void)atomic_compare_exchange_strong_explicit(
+        &runner->stress->fault, &none, text, memory_order_acq_rel, memory_order_acquire);
+}
+
+static const char *seen_fault(struct stress *stress)
+{
+    return atomic_load_explicit(&stress->fault, memory_order_acquire);
+}
+
+/* The reader was told that it is too late: it must be true, at once or in a moment. */
+static void skip_lost(struct runner *runner)
+{
+    const uint64_t end = clock_usec() + PATIENCE_MSEC * USEC_PER_MSEC;
+    uint64_t oldest, seq;
+
+    for (;;) {
+        ring_oldest(runner->reader, &oldest, &seq);
+        if (oldest > runner->position)
+            break;
+        if (clock_usec() > end) {
+            fault(runner, "LAGGED, and was not overtaken");
+            return;
+        }
+        sched_yield();
+    }
+    runner->lost += oldest - runner->position;
+    runner->position = oldest;
+}
+
+static void check_find_under_way(struct runner *runner)
+{
+    const uint64_t back = dice(&runner->dice) % 200;
+    const uint64_t seq =
+        seq_of(runner->position - MIN(back, runner->position)) + back % 3;
+    uint64_t position = 0;
+
+    switch (ring_find(runner->reader, seq, &position)) {
+    case RING_FOUND:
+        if (position != seq / 3 + 1)
+            fault(runner, "found at a wrong place");
+        break;
+    case RING_TOO_OLD:
+        break;
+    case RING_AHEAD:
+        if (seq < seq_of(runner->position - 1))
+            fault(runner, "an id that was there is AHEAD");
+        break;
+    case RING_NOT_STARTED:
+        fault(runner, "not started");
+        break;
+    }
+}
+
+/* One round: reads a few, holds them all for a while, looks at them again. */
+static enum ring_result run_round(struct runner *runner)
+{
+    const struct sse_frame *held[HELD_MAX];
+    const size_t wanted = 1 + dice(&runner->dice) % HELD_MAX;
+    enum ring_result result = RING_FRAME;
+    size_t count = 0;
+
+    ring_enter(runner->reader);
+    while (count < wanted && result == RING_FRAME) {
+        result = ring_read(runner->reader, &runner->position, &held[count]);
+        if (result == RING_FRAME && !frame_is(held[count++], runner->position - 1))
+            fault(runner, "not the frame of its position");
+    }
+    if (dice(&runner->dice) % 64 == 0)
+        check_find_under_way(runner);
+    /* The slowest reader lingers, and is overtaken again and again. */
+    if (runner->index == 2 && dice(&runner->dice) % 32 == 0)
+        (void)poll(NULL, 0, 1);
+    for (size_t i = 0; i < count; i++) {
+        if (!frame_is(held[i], runner->position - count + i))
+            fault(runner, "a frame changed while it was held");
+    }
+    ring_leave(runner->reader);
+    runner->read += count;
+    return result;
+}
+
+static bool run_sleep(struct runner *runner)
+{
+    if (!ring_sleep(runner->reader, runner->position))
+        return true;
+    runner->sleeps++;
+    if (!is_ringing(runner->reader, PATIENCE_MSEC)) {
+        fault(runner, "nobody woke the reader");
+        return false;
+    }
+    ring_awake(runner->reader);
+    /* A ring that comes late may wake it for nothing, but not again and again. */
+    if (ring_next(runner->reader) > runner->position)
+        runner->for_nothing = 0;
+    else if (++runner->for_nothing > 1)
+        fault(runner, "the reader is woken again and again for nothing");
+    return true;
+}
+
+static void *run_reader(void *argument)
+{
+    struct runner *runner = argument;
+    struct stress *stress = runner->stress;
+
+    while (seen_fault(stress) == NULL) {
+        const enum ring_result result = run_round(runner);
+
+        if (result == RING_LAGGED)
+            skip_lost(runner);
+        atomic_store_explicit(&runner->reached, runner->position, memory_order_release);
+        if (runner->position ==
+            atomic_load_explicit(&stress->last, memory_order_acquire) + 1)
+            break;
+        if (result == RING_EMPTY && !run_sleep(runner))
+            break;
+    }
+    return NULL;
+}
+
+static void stress_begin(struct stress *stress, size_t bytes, void *(*run)(void *))
+{
+    memset(stress, 0, sizeof(*stress));
+    atomic_init(&stress->last, NO_LAST);
+    stress->ring = ring_new(bytes, READERS);
+    assert_non_null(stress->ring);
+    ring_start(stress->ring, 0);
+    for (unsigned i = 0; i < READERS; i++) {
+        struct runner *runner = &stress->runners[i];
+
+        runner->stress = stress;
+        runner->reader = ring_reader(stress->ring, i);
+        runner->index = i;
+        runner->position = 1;
+        runner->dice = i + 1;
+        assert_int_equal(pthread_create(&runner->thread, NULL, run, runner), 0);
+    }
+}
+
+static void stress_end(struct stress *stress)
+{
+    for (unsigned i = 0; i < READERS; i++)
+        (void)pthread_join(stress->runners[i].thread, NULL);
+    if (seen_fault(stress) != NULL)
+        fail_msg("%s", seen_fault(stress));
+    ring_free(stress->ring);
+}
+
+/* Lets the last reader know that there is nothing behind this push. */
+static void push_last(struct stress *stress, uint64_t position)
+{
+    atomic_store_explicit(&stress->last, position, memory_order_release);
+    ring_push(stress->ring, frame_new(position, 10));
+    ring_wake(stress->ring);
+}
+
+/* Bursts, so that the readers fall back; and pauses, so that they catch up and sleep. */
+static void readers_see_each_event_once_in_order_and_whole(void **state)
+{
+    static struct stress stress;
+    const uint64_t end = clock_usec() + 2 * USEC_PER_SEC;
+    uint64_t seed = 99, position = 0;
+
+    (void)state;
+    stress_begin(&stress, 100000, run_reader);
+    while (clock_usec() < end && seen_fault(&stress) == NULL) {
+        const uint64_t burst = 1 + dice(&seed) % (dice(&seed) % 20 == 0 ? 2000 : 30);
+
+        for (uint64_t i = 0; i < burst; i++) {
+            position++;
+            ring_push(stress.ring, frame_new(position, data_len_of(position, DATA_MAX)));
+        }
+        ring_wake(stress.ring);
+        if (dice(&seed) % 4 == 0)
+            (void)poll(NULL, 0, (int)(dice(&seed) % 2));
+    }
+    push_last(&stress, ++position);
+    stress_end(&stress);
+    for (unsigned i = 0; i < READERS; i++) {
+        const struct runner *runner = &stress.runners[i];
+
+        print_message("reader %u: %llu read, %llu lost, slept %llu times\n", i,
+                      (unsigned long long)runner->read, (unsigned long long)runner->lost,
+                      (unsigned long long)runner->sleeps);
+        assert_int_equal(runner->read + runner->lost, position);
+        assert_true(runner->read > 0);
+    }
+    assert_true(stress.runners[2].lost > 0);
+}
+
+/* One event at a time, the next only when everybody has it: a wake-up that gets lost is
+ * made good by nobody. */
+static void nobody_sleeps_through_an_event(void **state)
+{
+    static struct stress stress;
+    const uint64_t end = clock_usec() + USEC_PER_SEC;
+    uint64_t seed = 5, position = 0;
+
+    (void)state;
+    stress_begin(&stress, 100000, run_reader);
+    while (clock_usec() < end && seen_fault(&stress) == NULL) {
+        position++;
+        ring_push(stress.ring, frame_new(position, 10));
+        ring_wake(stress.ring);
+        for (unsigned i = 0; i < READERS; i++) {
+            while (atomic_load_explicit(&stress.runners[i].reached,
+                                        memory_order_acquire) <= position &&
+                   seen_fault(&stress) == NULL)
+                sched_yield();
+        }
+        /* Sometimes they are just lying down, sometimes fast asleep. */
+        for (volatile uint64_t spin = dice(&seed) % 2000; spin > 0;)
+            spin = spin - 1;
+    }
+    push_last(&stress, ++position);
+    stress_end(&stress);
+    assert_true(position > 10);
+}
+
+/* Reads only what is about to be dropped, one frame a round, and clings to it. */
+static void *run_clinger(void *argument)
+{
+    struct runner *runner = argument;
+
+    while (!atomic_load_explicit(&runner->stress->over, memory_order_acquire) &&
+           seen_fault(runner->stress) == NULL) {
+        const struct sse_frame *frame;
+        uint64_t oldest, seq;
+
+        ring_oldest(runner->reader, &oldest, &seq);
+        ring_enter(runner->reader);
+        uint64_t position = oldest;
+        if (ring_read(runner->reader, &position, &frame) == RING_FRAME) {
+            runner->read++;
+            for (int i = 0; i < 8; i++) {
+                if (!frame_is(frame, oldest))
+                    fault(runner, "the frame died in its reader's hands");
+            }
+        }
+        ring_leave(runner->reader);
+    }
+    return NULL;
+}
+
+/* The ring holds one frame, which leaves its slot with the next push: the race between
+ * "I am in a round" and "it has left its slot", over and over. */
+static void a_frame_found_at_the_last_moment_stays(void **state)
+{
+    static struct stress stress;
+    const uint64_t end = clock_usec() + USEC_PER_SEC;
+    uint64_t position = 0;
+
+    (void)state;
+    stress_begin(&stress, 1, run_clinger);
+    while (clock_usec() < end && seen_fault(&stress) == NULL) {
+        for (int i = 0; i < 100; i++) {
+            position++;
+            ring_push(stress.ring, frame_new(position, 40));
+        }
+    }
+    atomic_store_explicit(&stress.over, true, memory_order_release);
+    stress_end(&stress);
+    for (unsigned i = 0; i < READERS; i++)
+        assert_true(stress.runners[i].read > 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_short_history_is_that_of_a_plain_list),
+        cmocka_unit_test(long_histories_are_those_of_a_plain_list),
+        cmocka_unit_test(before_the_start_nothing_is_found),
+        cmocka_unit_test(only_who_sleeps_is_woken),
+        cmocka_unit_test(a_ring_that_comes_late_wakes_for_nothing_once),
+        cmocka_unit_test(what_nobody_can_hold_is_freed),
+        cmocka_unit_test(readers_see_each_event_once_in_order_and_whole),
+        cmocka_unit_test(nobody_sleeps_through_an_event),
+        cmocka_unit_test(a_frame_found_at_the_last_moment_stays),
+    };
+
+    /* What is freed does not look alive for a moment longer. */
+    (void)mallopt(M_PERTURB, 0x5a);
+    return cmocka_run_group_tests_name("ring", tests, NULL, NULL);
+}
