@@ -6,6 +6,10 @@
 #include "clock.h"
 #include "lobby.h"
 
+/* With more than so many, header lines and query parameters together, libmicrohttpd's
+ * memory for a connection may not do; it would close without a word. */
+#define FIELDS_MAX 512
+
 struct guest {
     struct poller_source source;
     struct wheel_timer deadline;
@@ -117,6 +121,17 @@ static size_t header_length(const char *bytes, size_t len)
     return 0;
 }
 
+/* Header lines, and parameters of the query: libmicrohttpd keeps a record of each. */
+static size_t count_fields(const char *bytes, size_t len)
+{
+    const char *line_end = memchr(bytes, '\n', len);
+    size_t count = 0;
+
+    for (const char *at = bytes; at < bytes + len; at++)
+        count += *at == '\n' || (at < line_end && (*at == '?' || *at == '&'));
+    return count;
+}
+
 static bool is_stream_request(const char *bytes, size_t len)
 {
     static const char begin[] = "GET /events";
@@ -139,6 +154,11 @@ static void hand_on(struct guest *guest, size_t header_len)
     struct lobby_arrival arrival = guest->arrival;
 
     arrival.header_len = header_len;
+    arrival.field_count = count_fields(lobby->peeked, header_len);
+    if (arrival.field_count > FIELDS_MAX) {
+        turn_away(guest, "431 Request Header Fields Too Large");
+        return;
+    }
     arrival.wants_stream = is_stream_request(lobby->peeked, header_len);
     release(guest);
     lobby->settings.arrived(lobby->settings.argument, &arrival);

@@ -28,8 +28,9 @@ struct lobby_arrival {
     int fd; /* the receiver's to close */
     struct sockaddr_storage address;
     socklen_t address_len;
-    size_t header_len; /* request line to blank line */
-    bool wants_stream; /* GET /events */
+    size_t header_len;  /* request line to blank line */
+    size_t field_count; /* header lines and query parameters, at the most */
+    bool wants_stream;  /* GET /events */
 };
 
 struct lobby_settings {

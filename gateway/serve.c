@@ -238,6 +238,7 @@ static int build_shards(struct serve *serve, struct err *err)
             .header_max = config->limits.header_bytes,
             .header_time_usec = config->limits.header_time_usec,
             .connections_max = places.connections,
+            .answer_extra_bytes = config->http.cors_origins[0] != '\0' ? 256 : 0,
             .guests_max = MAX(places.guests / serve->shard_count, 1),
             .answer = http_answer,
             .completed = http_completed,

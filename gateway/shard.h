@@ -8,7 +8,7 @@
  *   libmicrohttpd daemons of this shard, driven by its loop
  *        streams  2 KiB ┐
  *        streams  8 KiB ├─ by the length of the header: memory per idle subscriber
- *        streams 32 KiB ┘
+ *        streams 64 KiB ┘
  *        work             everything else: waking a POST walks a daemon's whole list of
  *                         sleepers, so streams sleep in other daemons
  *
@@ -49,6 +49,7 @@ struct shard_settings {
     size_t header_max;         /* bytes */
     uint64_t header_time_usec; /* from accept to the end of the first header */
     size_t connections_max;    /* over all shards; more are marked surplus */
+    size_t answer_extra_bytes; /* headers of a stream's answer that not all have (CORS) */
     size_t guests_max;         /* silent ones that one shard puts up with */
 
     /* The front's callbacks, on the shard's thread; see libmicrohttpd. */
