@@ -44,14 +44,14 @@
     } while (0)
 
 struct front_settings {
-    size_t ring_bytes;        /* 0: 64 MiB */
-    uint64_t heartbeat_usec;  /* 0: never, to all intents */
-    uint64_t idle_close_usec; /* 0: likewise */
-    uint64_t max_age_usec;    /* 0: never */
+    size_t ring_bytes;         /* 0: 64 MiB */
+    uint64_t heartbeat_usec;   /* 0: never, to all intents */
+    uint64_t idle_close_usec;  /* 0: likewise */
+    uint64_t max_age_usec;     /* 0: never */
     uint64_t header_time_usec; /* 0: 10 s */
-    size_t connections_max;   /* 0: 100 */
-    unsigned shards;          /* 0: 1 */
-    bool not_started;         /* ring_start() is the test's */
+    size_t connections_max;    /* 0: 100 */
+    unsigned shards;           /* 0: 1 */
+    bool not_started;          /* ring_start() is the test's */
 };
 
 struct front {
@@ -65,8 +65,7 @@ struct front {
     struct shards *shards;
     int listen_fd;
     uint16_t port;
-    uint64_t seq;   /* of the newest event */
-    struct buf sent; /* what a subscriber of everything must have got: events, no chunks */
+    uint64_t seq; /* of the newest event */
 };
 
 FRONT_UNUSED static int front_listen(uint16_t *ret_port)
@@ -108,11 +107,10 @@ FRONT_UNUSED static struct page *front_page(void)
 
 FRONT_UNUSED static void front_make_doors(struct front *front)
 {
-    front->listener =
-        listener_new(&(struct listener_settings){.dsn = "host=/nonexistent",
-                                                 .schema_version = 1,
-                                                 .ring = front->ring,
-                                                 .stats = front->stats});
+    front->listener = listener_new(&(struct listener_settings){.dsn = "host=/nonexistent",
+                                                               .schema_version = 1,
+                                                               .ring = front->ring,
+                                                               .stats = front->stats});
     front->publisher =
         publisher_new(&(struct publisher_settings){.dsn = "host=/nonexistent",
                                                    .schema_version = 1,
@@ -167,6 +165,7 @@ FRONT_UNUSED static void front_open(struct front *front,
                        .max_age_usec = OR(settings->max_age_usec, CLOCK_NEVER),
                        .idle_close_usec = OR(settings->idle_close_usec, long_usec)},
             .header_max = 16 * KIB,
+            .guests_max = 64,
             .header_time_usec = OR(settings->header_time_usec, 10 * USEC_PER_SEC),
             .connections_max = OR(settings->connections_max, 100),
             .answer = http_answer,
@@ -192,7 +191,6 @@ FRONT_UNUSED static void front_close(struct front *front)
     ring_free(front->ring);
     stats_free(front->stats);
     (void)close(front->listen_fd);
-    buf_done(&front->sent);
 }
 
 /* Pushes one event, and adds what stands on the wire for it to *wanted, unless NULL. */
@@ -226,13 +224,15 @@ FRONT_UNUSED static void front_publish(struct front *front, const char *channel,
 
 struct client {
     int fd;
-    struct buf raw; /* as it came */
-    size_t body_at; /* behind the header; 0 while it is not all there */
+    struct buf raw;  /* as it came */
+    size_t body_at;  /* behind the header; 0 while it is not all there */
+    size_t at;       /* in raw: what has been looked at */
     struct buf body; /* without the chunks' brackets */
-    size_t chunk_at; /* in raw: where the next chunk begins */
     bool chunked;
-    bool last_chunk; /* the body has come to its proper end */
-    bool eof;        /* the connection has been closed, or reset */
+    bool in_chunk;
+    size_t chunk_left; /* bytes of it still to come, but for its CRLF */
+    bool last_chunk;   /* the body has come to its proper end, and nothing behind it */
+    bool eof;          /* the connection has been closed, or reset */
 };
 
 /* A receive buffer of so many bytes makes a slow reader of it; 0: as the system has it. */
@@ -266,53 +266,67 @@ FRONT_UNUSED static void client_say(struct client *client, const char *bytes, si
     assert_int_equal(send(client->fd, bytes, len, MSG_NOSIGNAL), (ssize_t)len);
 }
 
-/* The chunks that are there whole, and what there is of the one that is coming. */
+/* The next chunk's head: false if it is not all there, or the last one. */
+FRONT_UNUSED static bool client_next_chunk(struct client *client)
+{
+    const char *at = client->raw.data + client->at;
+    const size_t left = client->raw.len - client->at;
+    const char *line = left > 0 ? memmem(at, left, "\r\n", 2) : NULL;
+
+    if (line == NULL || client->last_chunk)
+        return false;
+    const size_t digits = strspn(at, "0123456789abcdefABCDEF");
+    if (at + digits != line || digits == 0 || (at[0] == '0' && digits > 1))
+        fail_msg("not a chunk's head: %.20s", at);
+    client->chunk_left = strtoul(at, NULL, 16);
+    if (client->chunk_left == 0) {
+        client->last_chunk = left == 5 && memcmp(at, "0\r\n\r\n", 5) == 0;
+        return false;
+    }
+    client->at += digits + 2;
+    client->in_chunk = true;
+    return true;
+}
+
+/* The chunks that are there, and what there is of the one that is coming. */
 FRONT_UNUSED static void client_dechunk(struct client *client)
 {
-    buf_reset(&client->body);
-    for (client->chunk_at = client->body_at;;) {
-        const char *at = client->raw.data + client->chunk_at;
-        const size_t left = client->raw.len - client->chunk_at;
-        const char *line = left > 0 ? memmem(at, left, "\r\n", 2) : NULL;
-
-        if (line == NULL)
+    do {
+        if (!client->in_chunk)
+            continue;
+        const size_t len = MIN(client->chunk_left, client->raw.len - client->at);
+        (void)buf_add(&client->body, client->raw.data + client->at, len);
+        client->at += len;
+        client->chunk_left -= len;
+        if (client->chunk_left > 0 || client->raw.len - client->at < 2)
             return;
-        char *end;
-        const unsigned long len = strtoul(at, &end, 16);
-        if (end != line || end == at || *at == '0' + (len != 0 ? 0 : 99))
-            fail_msg("not a chunk's head: %.20s", at);
-        const size_t head = (size_t)(line + 2 - at);
-        if (len == 0) {
-            client->last_chunk = left == head + 2 && memcmp(line, "\r\n\r\n", 4) == 0;
-            return;
-        }
-        (void)buf_add(&client->body, line + 2, MIN(left - head, len));
-        if (left < head + len + 2)
-            return;
-        if (memcmp(line + 2 + len, "\r\n", 2) != 0)
-            fail_msg("a chunk of %lu bytes does not end where it should", len);
-        client->chunk_at += head + len + 2;
-    }
+        if (memcmp(client->raw.data + client->at, "\r\n", 2) != 0)
+            fail_msg("a chunk does not end where it should");
+        client->at += 2;
+        client->in_chunk = false;
+    } while (client_next_chunk(client));
 }
 
 FRONT_UNUSED static void client_look(struct client *client)
 {
-    const char *end = client->raw.len > 0
-                          ? memmem(client->raw.data, client->raw.len, "\r\n\r\n", 4)
-                          : NULL;
+    const char *end = NULL;
 
-    if (end == NULL)
+    if (client->body_at == 0 && client->raw.len > 0)
+        end = memmem(client->raw.data, client->raw.len, "\r\n\r\n", 4);
+    if (end != NULL) {
+        client->at = client->body_at = (size_t)(end + 4 - client->raw.data);
+        client->chunked = memmem(client->raw.data, client->body_at,
+                                 "Transfer-Encoding: chunked", 26) != NULL;
+    }
+    if (client->body_at == 0)
         return;
-    client->body_at = (size_t)(end + 4 - client->raw.data);
-    client->chunked = memmem(client->raw.data, client->body_at,
-                             "Transfer-Encoding: chunked", 26) != NULL;
     if (client->chunked) {
         client_dechunk(client);
         return;
     }
-    buf_reset(&client->body);
-    (void)buf_add(&client->body, client->raw.data + client->body_at,
-                  client->raw.len - client->body_at);
+    (void)buf_add(&client->body, client->raw.data + client->at,
+                  client->raw.len - client->at);
+    client->at = client->raw.len;
 }
 
 /* Takes what comes within timeout_msec, at most `max` bytes; false: nothing came. */
@@ -338,17 +352,14 @@ FRONT_UNUSED static void client_read_body(struct client *client, size_t len)
     const uint64_t end = clock_usec() + FRONT_PATIENCE_USEC;
 
     for (;;) {
-        /* Looking takes its time with large bodies: not at every byte. */
-        while (client_take(client, SIZE_MAX, 0) && !client->eof)
-            if (client->raw.len > len + 1000)
-                break;
         client_look(client);
         if (client->body_at > 0 && client->body.len >= len)
             return;
         if (client->eof || clock_usec() > end)
-            fail_msg("%s after %zu bytes of a body of %zu", client->eof ? "end" : "silence",
-                     client->body.len, len);
-        (void)client_take(client, SIZE_MAX, 1000);
+            fail_msg("%s after %zu bytes of a body of %zu",
+                     client->eof ? "end" : "silence", client->body.len, len);
+        if (!client_take(client, SIZE_MAX, 0))
+            (void)client_take(client, SIZE_MAX, 1000);
     }
 }
 
@@ -367,8 +378,9 @@ FRONT_UNUSED static void client_read_all(struct client *client)
 }
 
 /* Subscribes, and reads the greeting away: the header is checked, the body begins anew. */
-FRONT_UNUSED static void client_subscribe(struct client *client, const struct front *front,
-                                          int rcvbuf, const char *request)
+FRONT_UNUSED static void client_subscribe(struct client *client,
+                                          const struct front *front, int rcvbuf,
+                                          const char *request)
 {
     client_dial(client, front, rcvbuf);
     client_say(client, request, strlen(request));

@@ -1,0 +1,775 @@
+/* test_shard.c - from the ring to the sockets: shards, streams and the fan-out, seen from the
+ * other end of real connections. */
+#include "shard.h"
+
+#include "front.h"
+
+#define GET(query)     "GET /events" query " HTTP/1.1\r\nHost: x\r\n\r\n"
+#define GET_1_0(query) "GET /events" query " HTTP/1.0\r\n\r\n"
+#define GET_AFTER(id)  "GET /events HTTP/1.1\r\nHost: x\r\nLast-Event-ID: " id "\r\n\r\n"
+#define SMALL_RCVBUF   4096
+
+/* An event of that many bytes that can be told from others. */
+static void push_bytes(struct front *front, const char *channel, size_t len,
+                       struct buf *wanted)
+{
+    char *data = malloc(len);
+
+    assert_non_null(data);
+    for (size_t i = 0; i < len; i++)
+        data[i] = (char)('a' + (front->seq + i / 7) % 26);
+    front_push(front, channel, "message", data, len, wanted);
+    free(data);
+}
+
+static int64_t gauge(const struct front *front, enum stats_gauge which)
+{
+    return stats_gauge_value(front->stats, which);
+}
+
+static uint64_t counter(const struct front *front, enum stats_counter which)
+{
+    return stats_counter_value(front->stats, which);
+}
+
+/* -- who gets what -- */
+
+static void a_subscriber_gets_its_channel_and_nothing_else(void **state)
+{
+    struct front front;
+    struct client one, two, none;
+    CLEANUP(buf_done)
+    struct buf events = BUF_EMPTY,
+               orders = BUF_EMPTY, nothing = BUF_EMPTY;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){0});
+    client_subscribe(&one, &front, 0, GET(""));
+    client_subscribe(&two, &front, 0, GET("?channel=orders"));
+    client_subscribe(&none, &front, 0, GET("?channel=order"));
+    for (int i = 0; i < 50; i++) {
+        front_publish(&front, "events", "{\"a\":\n1}", &events);
+        front_publish(&front, "orders", "[1,\r\n2,\r3]", &orders);
+        front_publish(&front, "others", "3", NULL);
+    }
+    client_expect(&one, &events);
+    client_expect(&two, &orders);
+    client_expect(&none, &nothing);
+    assert_int_equal(gauge(&front, STATS_STREAMS), 3);
+    client_hang_up(&one);
+    client_hang_up(&two);
+    client_hang_up(&none);
+    front_close(&front);
+}
+
+static void overlapping_channels_deliver_once_in_order(void **state)
+{
+    static const char *const requests[] = {
+        GET("?channel=orders.new&channel=orders.*&channel=*&channel=orders.old"),
+        GET("?channel=orders.new&channel=orders.new&channel=orders.old"),
+        GET("?channel=*&channel=*"),
+        GET("?channel=orders.*"),
+        GET_1_0("?channel=orders.old&channel=orders.n*&channel=o*"),
+    };
+    struct front front;
+    struct client clients[ARRAY_SIZE(requests)];
+    CLEANUP(buf_done) struct buf orders = BUF_EMPTY;
+    const struct buf nothing = BUF_EMPTY;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){0});
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++) {
+        client_subscribe(&clients[i], &front, 0, requests[i]);
+        client_expect(&clients[i], &nothing);
+    }
+    for (int burst = 0; burst < 20; burst++) {
+        for (int i = 0; i < 40; i++)
+            front_push(&front, i % 3 == 0 ? "orders.new" : "orders.old", "t", "1", 1,
+                       &orders);
+        ring_wake(front.ring);
+        for (size_t i = 0; i < ARRAY_SIZE(requests); i++)
+            client_expect(&clients[i], &orders);
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++)
+        client_hang_up(&clients[i]);
+    front_close(&front);
+}
+
+static void types_are_filtered(void **state)
+{
+    struct front front;
+    struct client choosy, many, plain;
+    CLEANUP(buf_done) struct buf created = BUF_EMPTY, both = BUF_EMPTY, all = BUF_EMPTY;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){0});
+    client_subscribe(&choosy, &front, 0, GET("?type=created"));
+    client_subscribe(&many, &front, 0, GET("?channel=e*&type=created&type=message"));
+    client_subscribe(&plain, &front, 0, GET(""));
+    for (int i = 0; i < 30; i++) {
+        struct buf *const wanted[] = {&created, &both, &all};
+        const uint64_t seq = front.seq;
+
+        /* The same event for each of the three that want it. */
+        for (size_t j = 0; j < ARRAY_SIZE(wanted); j++) {
+            CLEANUP(buf_done) struct buf text = BUF_EMPTY;
+            (void)buf_add_format(&text, "id: %llu\nevent: created\ndata: 1\n\n",
+                                 (unsigned long long)seq + 1);
+            (void)buf_add(wanted[j], text.data, text.len);
+        }
+        front_push(&front, "events", "created", "1", 1, NULL);
+        (void)buf_add_format(&both, "id: %llu\ndata: 2\n\n", (unsigned long long)seq + 2);
+        front_push(&front, "events", "message", "2", 1, &all);
+        front_push(&front, "events", "deleted", "3", 1, &all);
+        front_push(&front, "events", "create", "4", 1, &all);
+        ring_wake(front.ring);
+    }
+    client_expect(&choosy, &created);
+    client_expect(&many, &both);
+    client_expect(&plain, &all);
+    client_hang_up(&choosy);
+    client_hang_up(&many);
+    client_hang_up(&plain);
+    front_close(&front);
+}
+
+static void http_1_0_gets_no_chunks(void **state)
+{
+    struct front front;
+    struct client client;
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){0});
+    client_subscribe(&client, &front, SMALL_RCVBUF, GET_1_0(""));
+    assert_false(client.chunked);
+    for (int i = 0; i < 500; i++)
+        push_bytes(&front, "events", 3000, &wanted);
+    ring_wake(front.ring);
+    client_expect(&client, &wanted);
+    shards_drain(front.shards, 0);
+    client_read_all(&client);
+    client_hang_up(&client);
+    front_close(&front);
+}
+
+static void several_shards_share_the_work(void **state)
+{
+    enum { CLIENTS = 30, EVENTS = 200 };
+    struct front front;
+    struct client clients[CLIENTS];
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){.shards = 3});
+    for (int i = 0; i < CLIENTS; i++)
+        client_subscribe(&clients[i], &front, 0, i % 2 == 0 ? GET("") : GET_1_0(""));
+    for (int i = 0; i < EVENTS; i++)
+        front_publish(&front, "events", "\"shared\"", &wanted);
+    for (int i = 0; i < CLIENTS; i++) {
+        client_expect(&clients[i], &wanted);
+        client_hang_up(&clients[i]);
+    }
+    FRONT_WAIT_FOR(counter(&front, STATS_EVENTS_DELIVERED) == CLIENTS * EVENTS);
+    front_close(&front);
+}
+
+/* The header's length chooses the daemon; all of them make streams. */
+static void long_headers_make_streams_too(void **state)
+{
+    static const size_t lengths[] = {10, 500, 560, 600, 1500, 2900, 3200, 8000, 15000};
+    struct front front;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){0});
+    for (size_t i = 0; i < ARRAY_SIZE(lengths); i++) {
+        struct client client;
+        CLEANUP(buf_done) struct buf wanted = BUF_EMPTY, request = BUF_EMPTY;
+
+        (void)buf_add_text(&request, "GET /events HTTP/1.1\r\nHost: x\r\n");
+        for (size_t left = lengths[i]; left > 0; left -= MIN(left, (size_t)100))
+            (void)buf_add_format(&request, "X-%zu: %0*d\r\n", left,
+                                 (int)MIN(left, (size_t)90), 0);
+        (void)buf_add_text(&request, "\r\n");
+        client_subscribe(&client, &front, 0, request.data);
+        front_publish(&front, "events", "1", &wanted);
+        client_expect(&client, &wanted);
+        client_hang_up(&client);
+    }
+    front_close(&front);
+}
+
+/* -- slow readers -- */
+
+static void a_slow_reader_falls_behind_and_catches_up_while_others_go_on(void **state)
+{
+    enum { BURSTS = 100, EVENTS = 20, BYTES = 5000 }; /* 10 MB, in a ring of 64 MiB */
+    static const char *const requests[] = {GET(""), GET("?channel=events&channel=x"),
+                                           GET_1_0(""), GET("?type=message")};
+    struct front front;
+    struct client slow[ARRAY_SIZE(requests)], fast;
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){0});
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++)
+        client_subscribe(&slow[i], &front, SMALL_RCVBUF, requests[i]);
+    client_subscribe(&fast, &front, 0, GET(""));
+    for (int burst = 0; burst < BURSTS; burst++) {
+        for (int i = 0; i < EVENTS; i++)
+            push_bytes(&front, "events", BYTES + (size_t)i * 100, &wanted);
+        ring_wake(front.ring);
+        client_read_body(&fast, client_greeting_len(&fast) + wanted.len);
+    }
+    client_expect(&fast, &wanted);
+    assert_int_equal(gauge(&front, STATS_STREAMS_BEHIND), ARRAY_SIZE(requests));
+
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++)
+        client_expect(&slow[i], &wanted);
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS_BEHIND) == 0);
+    front_publish(&front, "events", "\"and on\"", &wanted);
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++) {
+        client_expect(&slow[i], &wanted);
+        client_hang_up(&slow[i]);
+    }
+    client_hang_up(&fast);
+    assert_int_equal(counter(&front, STATS_STREAMS_LAGGED), 0);
+    front_close(&front);
+}
+
+/* Some at a time, while events go on: the place where it breaks moves over every byte. */
+static void a_reader_in_sips_gets_every_byte(void **state)
+{
+    struct front front;
+    struct client clients[2];
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+    size_t sip = 1;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){0});
+    client_subscribe(&clients[0], &front, SMALL_RCVBUF, GET(""));
+    client_subscribe(&clients[1], &front, SMALL_RCVBUF, GET_1_0("?channel=e*&channel=x"));
+    for (int i = 0; i < 1500; i++) {
+        push_bytes(&front, "events", (size_t)(i * 31) % 3000, &wanted);
+        ring_wake(front.ring);
+        sip = sip % 4001 + 17;
+        (void)client_take(&clients[0], sip, 0);
+        (void)client_take(&clients[1], sip, 0);
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(clients); i++) {
+        client_expect(&clients[i], &wanted);
+        client_hang_up(&clients[i]);
+    }
+    front_close(&front);
+}
+
+static void a_large_event_is_broken_and_goes_on_where_it_broke(void **state)
+{
+    struct front front;
+    struct client clients[2];
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){0});
+    client_subscribe(&clients[0], &front, SMALL_RCVBUF, GET(""));
+    client_subscribe(&clients[1], &front, SMALL_RCVBUF, GET_1_0(""));
+    front_publish(&front, "events", "\"before\"", &wanted);
+    push_bytes(&front, "events", 5 * MIB + 3, &wanted);
+    push_bytes(&front, "other", MIB, NULL);
+    front_publish(&front, "events", "\"behind\"", &wanted);
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS_BEHIND) == 2);
+    for (size_t i = 0; i < ARRAY_SIZE(clients); i++)
+        client_expect(&clients[i], &wanted);
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS_BEHIND) == 0);
+    front_publish(&front, "events", "\"at last\"", &wanted);
+    for (size_t i = 0; i < ARRAY_SIZE(clients); i++) {
+        client_expect(&clients[i], &wanted);
+        client_hang_up(&clients[i]);
+    }
+    front_close(&front);
+}
+
+/* What came is a beginning of what was to come, and breaks off without a proper end. */
+static void expect_broken_off(struct client *client, const struct buf *wanted)
+{
+    client_read_all(client);
+    const size_t greeting = client_greeting_len(client);
+
+    assert_true(client->body.len < greeting + wanted->len);
+    assert_memory_equal(client->body.data + greeting, wanted->data,
+                        client->body.len - greeting);
+}
+
+static void who_is_overtaken_is_closed_and_others_are_not(void **state)
+{
+    struct front front;
+    struct client slow, fast;
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){.ring_bytes = MIB});
+    client_subscribe(&slow, &front, SMALL_RCVBUF, GET(""));
+    client_subscribe(&fast, &front, 0, GET(""));
+    for (int burst = 0; burst < 100; burst++) {
+        for (int i = 0; i < 10; i++)
+            push_bytes(&front, "events", 5000, &wanted);
+        ring_wake(front.ring);
+        client_read_body(&fast, client_greeting_len(&fast) + wanted.len);
+    }
+    expect_broken_off(&slow, &wanted);
+    assert_false(slow.last_chunk);
+    assert_int_equal(counter(&front, STATS_STREAMS_LAGGED), 1);
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS) == 1);
+    assert_int_equal(gauge(&front, STATS_STREAMS_BEHIND), 0);
+    front_publish(&front, "events", "1", &wanted);
+    client_expect(&fast, &wanted);
+    client_hang_up(&slow);
+    client_hang_up(&fast);
+    front_close(&front);
+}
+
+/* Nobody wakes the shard while the ring goes round: everybody up to date is too late. */
+static void a_shard_that_is_overtaken_closes_its_streams(void **state)
+{
+    struct front front;
+    struct client client;
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){.ring_bytes = 100000});
+    client_subscribe(&client, &front, 0, GET(""));
+    front_publish(&front, "events", "1", &wanted);
+    client_expect(&client, &wanted);
+    /* A shard looks into the ring once a second by itself: that may save it, once. */
+    for (int i = 0; i < 10 && counter(&front, STATS_STREAMS_LAGGED) == 0; i++) {
+        for (int j = 0; j < 20000; j++)
+            front_push(&front, "events", "message", "2", 1, NULL);
+        ring_wake(front.ring);
+        (void)poll(NULL, 0, 50);
+    }
+    client_read_all(&client);
+    assert_int_equal(counter(&front, STATS_STREAMS_LAGGED), 1);
+    client_hang_up(&client);
+
+    wanted.len = 0;
+    client_subscribe(&client, &front, 0, GET(""));
+    front_publish(&front, "events", "3", &wanted);
+    client_expect(&client, &wanted);
+    client_hang_up(&client);
+    front_close(&front);
+}
+
+static void a_reader_that_takes_nothing_for_too_long_is_closed(void **state)
+{
+    struct front front;
+    struct client stuck, idle;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){.idle_close_usec = USEC_PER_SEC / 2});
+    client_subscribe(&stuck, &front, SMALL_RCVBUF, GET(""));
+    client_subscribe(&idle, &front, 0, GET("?channel=quiet"));
+    for (int i = 0; i < 100; i++)
+        push_bytes(&front, "events", 10000, NULL);
+    ring_wake(front.ring);
+    FRONT_WAIT_FOR(counter(&front, STATS_STREAMS_IDLE_CLOSED) == 1);
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS) == 1);
+    /* Who has nothing to take is not meant. */
+    (void)poll(NULL, 0, 800);
+    assert_int_equal(gauge(&front, STATS_STREAMS), 1);
+    client_hang_up(&stuck);
+    client_hang_up(&idle);
+    front_close(&front);
+}
+
+/* -- coming back -- */
+
+static void who_comes_back_gets_what_it_missed(void **state)
+{
+    static const struct {
+        const char *request;
+        uint64_t after; /* events behind this id are to come */
+    } cases[] = {
+        {GET_AFTER("105"), 105},
+        {GET_AFTER("100"), 100},
+        {GET_AFTER("110"), 110},
+        {GET("?last_event_id=107"), 107},
+        {"GET /events?last_event_id=101 HTTP/1.1\r\nHost: x\r\nLast-Event-ID: "
+         "108\r\n\r\n",
+         108},
+        {"GET /events HTTP/1.0\r\nLast-Event-ID: 103\r\n\r\n", 103},
+    };
+    struct front front;
+    struct client clients[ARRAY_SIZE(cases)];
+    struct buf wanted[ARRAY_SIZE(cases)] = {{0}};
+
+    (void)state;
+    front_open(&front, &(struct front_settings){0});
+    for (uint64_t seq = 101; seq <= 112; seq++) {
+        char text[64];
+        (void)snprintf(text, sizeof(text), "id: %llu\ndata: 1\n\n",
+                       (unsigned long long)seq);
+        for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+            if (seq > cases[i].after && seq != 102)
+                (void)buf_add_text(&wanted[i], text);
+        }
+    }
+    for (int i = 0; i < 10; i++)
+        front_publish(&front, i == 1 ? "other" : "events", "1", NULL);
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++)
+        client_subscribe(&clients[i], &front, 0, cases[i].request);
+    front_publish(&front, "events", "1", NULL);
+    front_publish(&front, "events", "1", NULL);
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        client_expect(&clients[i], &wanted[i]);
+        client_hang_up(&clients[i]);
+        buf_done(&wanted[i]);
+    }
+    front_close(&front);
+}
+
+static void who_cannot_be_served_exactly_is_told_first(void **state)
+{
+    static const struct {
+        const char *request;
+        const char *gap;
+    } cases[] = {
+        {GET_AFTER("99"),
+         "{\"requested\":\"99\",\"oldest\":\"100\",\"reason\":\"expired\"}"},
+        {GET_AFTER("0"),
+         "{\"requested\":\"0\",\"oldest\":\"100\",\"reason\":\"expired\"}"},
+        {GET_AFTER("500"),
+         "{\"requested\":\"500\",\"oldest\":\"100\",\"reason\":\"future\"}"},
+        {GET_AFTER("x\"\\y\t\xff"), "{\"requested\":\"x\\u0022\\u005cy\\u0009\\u00ff\","
+                                    "\"oldest\":\"100\",\"reason\":\"unknown\"}"},
+        {GET("?last_event_id=0101"),
+         "{\"requested\":\"0101\",\"oldest\":\"100\",\"reason\":\"unknown\"}"},
+    };
+    struct front front;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){0});
+    front_publish(&front, "events", "1", NULL);
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct client client;
+        CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+
+        (void)buf_add_format(&wanted,
+                             "id: 100\nevent: gap\ndata: %s\n\nid: 101\ndata: 1\n\n",
+                             cases[i].gap);
+        client_subscribe(&client, &front, 0, cases[i].request);
+        client_expect(&client, &wanted);
+        client_hang_up(&client);
+    }
+    assert_int_equal(counter(&front, STATS_STREAMS_GAPS), ARRAY_SIZE(cases));
+    front_close(&front);
+}
+
+static void who_comes_before_the_ring_has_started_waits_for_its_place(void **state)
+{
+    struct front front;
+    struct client exact, late, early, fresh;
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY, gap = BUF_EMPTY, future = BUF_EMPTY;
+    const struct buf nothing = BUF_EMPTY;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){.not_started = true});
+    client_subscribe(&exact, &front, 0, GET_AFTER("100"));
+    client_subscribe(&late, &front, 0,
+                     "GET /events HTTP/1.0\r\nLast-Event-ID: 7\r\n\r\n");
+    client_subscribe(&early, &front, 0, GET_AFTER("1000"));
+    client_subscribe(&fresh, &front, 0, GET(""));
+    (void)poll(NULL, 0, 50);
+    client_expect(&exact, &nothing);
+    client_expect(&fresh, &nothing);
+
+    (void)buf_add_text(&gap, "id: 100\nevent: gap\ndata: {\"requested\":\"7\",\"oldest\":"
+                             "\"100\",\"reason\":\"expired\"}\n\n");
+    (void)buf_add_text(&future, "id: 100\nevent: gap\ndata: {\"requested\":\"1000\","
+                                "\"oldest\":\"100\",\"reason\":\"future\"}\n\n");
+    ring_start(front.ring, 100);
+    ring_wake(front.ring);
+    client_expect(&late, &gap);
+    client_expect(&early, &future);
+    for (int i = 0; i < 3; i++)
+        front_publish(&front, "events", "1", &wanted);
+    (void)buf_add(&gap, wanted.data, wanted.len);
+    (void)buf_add(&future, wanted.data, wanted.len);
+    client_expect(&exact, &wanted);
+    client_expect(&fresh, &wanted);
+    client_expect(&late, &gap);
+    client_expect(&early, &future);
+    client_hang_up(&exact);
+    client_hang_up(&late);
+    client_hang_up(&early);
+    client_hang_up(&fresh);
+    front_close(&front);
+}
+
+/* -- time and departures -- */
+
+/* A quiet stream gets its heartbeats from the beginning, whatever idle_close is. */
+static void expect_heartbeats(struct client *client, size_t behind)
+{
+    const uint64_t begin = clock_usec();
+
+    client_read_body(client, behind + 6);
+    assert_memory_equal(client->body.data + behind, ":\n:\n:\n", 6);
+    assert_true(clock_usec() - begin < 3 * USEC_PER_SEC);
+}
+
+static void a_quiet_stream_is_kept_warm(void **state)
+{
+    struct front front;
+    struct client one, two;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){.heartbeat_usec = USEC_PER_SEC / 5,
+                                                .idle_close_usec = 10 * USEC_PER_SEC});
+    client_subscribe(&one, &front, 0, GET(""));
+    client_subscribe(&two, &front, 0, GET_1_0(""));
+    expect_heartbeats(&one, client_greeting_len(&one));
+    expect_heartbeats(&two, client_greeting_len(&two));
+    client_hang_up(&one);
+    client_hang_up(&two);
+    front_close(&front);
+}
+
+static void who_has_caught_up_is_kept_warm_again(void **state)
+{
+    struct front front;
+    struct client client;
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){.heartbeat_usec = USEC_PER_SEC / 5,
+                                                .idle_close_usec = 10 * USEC_PER_SEC});
+    client_subscribe(&client, &front, SMALL_RCVBUF, GET(""));
+    push_bytes(&front, "events", 2 * MIB, &wanted);
+    ring_wake(front.ring);
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS_BEHIND) == 1);
+    (void)poll(NULL, 0, 600); /* its timer has come round and knows that it is behind */
+    const size_t greeting = client_greeting_len(&client);
+    client_read_body(&client, greeting + wanted.len);
+    assert_memory_equal(client.body.data + greeting, wanted.data, wanted.len);
+    expect_heartbeats(&client, greeting + wanted.len);
+    client_hang_up(&client);
+    front_close(&front);
+}
+
+static void a_stream_ends_when_it_is_old(void **state)
+{
+    struct front front;
+    struct client client;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){.max_age_usec = USEC_PER_SEC / 4});
+    client_subscribe(&client, &front, 0, GET(""));
+    client_read_all(&client);
+    assert_true(client.last_chunk);
+    assert_non_null(strstr(client.body.data + client_greeting_len(&client), "retry: "));
+    client_hang_up(&client);
+    front_close(&front);
+}
+
+static void a_drain_says_goodbye(void **state)
+{
+    enum { CLIENTS = 20 };
+    struct front front;
+    struct client clients[CLIENTS], newcomer;
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){.shards = 2});
+    for (int i = 0; i < CLIENTS; i++)
+        client_subscribe(&clients[i], &front, 0, i % 4 == 0 ? GET_1_0("") : GET(""));
+    front_publish(&front, "events", "1", &wanted);
+    for (int i = 0; i < CLIENTS; i++)
+        client_expect(&clients[i], &wanted);
+    shards_drain(front.shards, USEC_PER_SEC / 5);
+    for (int i = 0; i < CLIENTS; i++) {
+        client_read_all(&clients[i]);
+        assert_true(clients[i].last_chunk == clients[i].chunked);
+        const char *last = clients[i].body.data + client_greeting_len(&clients[i]);
+        assert_memory_equal(last, wanted.data, wanted.len);
+        assert_memory_equal(last + wanted.len, "retry: ", 7);
+        assert_int_equal(strspn(last + wanted.len + 7, "0123456789"), 4);
+        client_hang_up(&clients[i]);
+    }
+    FRONT_WAIT_FOR(shards_connections(front.shards) == 0);
+    assert_int_equal(gauge(&front, STATS_STREAMS), 0);
+
+    client_dial(&newcomer, &front, 0); /* into the backlog: the next process's */
+    client_say(&newcomer, GET(""), strlen(GET("")));
+    assert_false(client_take(&newcomer, 100, 50));
+    client_hang_up(&newcomer);
+    front_close(&front);
+}
+
+static void streams_that_are_behind_end_with_the_shards(void **state)
+{
+    struct front front;
+    struct client broken, quiet;
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){0});
+    client_subscribe(&broken, &front, SMALL_RCVBUF, GET(""));
+    client_subscribe(&quiet, &front, 0, GET("?channel=quiet"));
+    push_bytes(&front, "events", MIB, &wanted);
+    ring_wake(front.ring);
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS_BEHIND) == 1);
+    shards_stop(front.shards);
+    expect_broken_off(&broken, &wanted);
+    assert_false(broken.last_chunk);
+    client_read_all(&quiet);
+    assert_true(quiet.last_chunk);
+    client_hang_up(&broken);
+    client_hang_up(&quiet);
+    front_close(&front);
+}
+
+static void who_leaves_is_noticed_though_nothing_is_published(void **state)
+{
+    struct front front;
+    struct client gone, reset, behind;
+    const struct linger at_once = {.l_onoff = 1};
+
+    (void)state;
+    front_open(&front, &(struct front_settings){0});
+    client_subscribe(&gone, &front, 0, GET(""));
+    client_subscribe(&reset, &front, 0, GET_1_0("?channel=a&channel=b"));
+    client_subscribe(&behind, &front, SMALL_RCVBUF, GET("?channel=c"));
+    push_bytes(&front, "c", MIB, NULL);
+    ring_wake(front.ring);
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS_BEHIND) == 1);
+    const uint64_t begin = clock_usec();
+    client_hang_up(&gone);
+    (void)setsockopt(reset.fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+    client_hang_up(&reset);
+    client_hang_up(&behind);
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS) == 0);
+    FRONT_WAIT_FOR(shards_connections(front.shards) == 0);
+    assert_true(clock_usec() - begin < USEC_PER_SEC);
+    assert_int_equal(gauge(&front, STATS_STREAMS_BEHIND), 0);
+    front_close(&front);
+}
+
+/* Clients come and go in the middle of everything; nothing is freed too early or never. */
+static void comings_and_goings_under_load(void **state)
+{
+    enum { CLIENTS = 24 };
+    static const char *const requests[] = {
+        GET("?channel=a"), GET("?channel=b"),     GET("?channel=a&channel=b"),
+        GET("?channel=*"), GET_1_0("?channel=a"), GET("?channel=b&type=x"),
+        GET_AFTER("100")};
+    struct front front;
+    struct client clients[CLIENTS];
+    const uint64_t end = clock_usec() + USEC_PER_SEC;
+    int turn = 0;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){.shards = 2, .ring_bytes = MIB});
+    for (int i = 0; i < CLIENTS; i++)
+        clients[i] = (struct client){.fd = -1};
+    for (; clock_usec() < end; turn++) {
+        struct client *client = &clients[turn % CLIENTS];
+        const char *request = requests[turn % (int)ARRAY_SIZE(requests)];
+
+        client_hang_up(client);
+        client_dial(client, &front, turn % 3 == 0 ? SMALL_RCVBUF : 0);
+        client_say(client, request, strlen(request));
+        for (int i = 0; i < 20; i++)
+            push_bytes(&front, i % 2 == 0 ? "a" : "b", 2000, NULL);
+        ring_wake(front.ring);
+    }
+    for (int i = 0; i < CLIENTS; i++)
+        client_hang_up(&clients[i]);
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS) == 0);
+    FRONT_WAIT_FOR(shards_connections(front.shards) == 0);
+    assert_int_equal(gauge(&front, STATS_STREAMS_BEHIND), 0);
+    assert_true(turn > 10);
+    front_close(&front);
+}
+
+/* -- limits -- */
+
+static void over_the_limit_a_stream_is_told_to_come_back(void **state)
+{
+    struct front front;
+    struct client clients[3];
+
+    (void)state;
+    front_open(&front, &(struct front_settings){.connections_max = 2});
+    for (int i = 0; i < 2; i++)
+        client_subscribe(&clients[i], &front, 0, GET(""));
+    client_dial(&clients[2], &front, 0);
+    client_say(&clients[2], GET(""), strlen(GET("")));
+    client_read_all(&clients[2]);
+    assert_memory_equal(clients[2].raw.data, "HTTP/1.1 200 OK\r\n", 17);
+    assert_memory_equal(clients[2].body.data, "retry: ", 7);
+    client_hang_up(&clients[0]);
+    client_hang_up(&clients[2]);
+    FRONT_WAIT_FOR(shards_connections(front.shards) == 1);
+    client_subscribe(&clients[0], &front, 0, GET(""));
+    client_hang_up(&clients[0]);
+    client_hang_up(&clients[1]);
+    front_close(&front);
+}
+
+/* Whatever is not a whole request is not a connection, and goes after its time. */
+static void who_asks_nothing_does_not_stay(void **state)
+{
+    static const char *const openings[] = {
+        "",         "G",    "GET /events HTTP/1.1\r\nHost: x\r\n", "\r\n",
+        "\r\n\r\n", "\n\n", "\r\n\r\nGET /events HTTP/1.1\r\n",
+    };
+    struct front front;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){.header_time_usec = USEC_PER_SEC / 4});
+    for (size_t i = 0; i < ARRAY_SIZE(openings); i++) {
+        struct client client;
+        const uint64_t end = clock_usec() + 5 * USEC_PER_SEC;
+
+        client_dial(&client, &front, 0);
+        client_say(&client, openings[i], strlen(openings[i]));
+        while (!client.eof) {
+            if (clock_usec() > end)
+                fail_msg("opening %zu: the connection is still open", i);
+            (void)client_take(&client, 100, 100);
+        }
+        client_hang_up(&client);
+    }
+    front_close(&front);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_subscriber_gets_its_channel_and_nothing_else),
+        cmocka_unit_test(overlapping_channels_deliver_once_in_order),
+        cmocka_unit_test(types_are_filtered),
+        cmocka_unit_test(http_1_0_gets_no_chunks),
+        cmocka_unit_test(several_shards_share_the_work),
+        cmocka_unit_test(long_headers_make_streams_too),
+        cmocka_unit_test(a_slow_reader_falls_behind_and_catches_up_while_others_go_on),
+        cmocka_unit_test(a_reader_in_sips_gets_every_byte),
+        cmocka_unit_test(a_large_event_is_broken_and_goes_on_where_it_broke),
+        cmocka_unit_test(who_is_overtaken_is_closed_and_others_are_not),
+        cmocka_unit_test(a_shard_that_is_overtaken_closes_its_streams),
+        cmocka_unit_test(a_reader_that_takes_nothing_for_too_long_is_closed),
+        cmocka_unit_test(who_comes_back_gets_what_it_missed),
+        cmocka_unit_test(who_cannot_be_served_exactly_is_told_first),
+        cmocka_unit_test(who_comes_before_the_ring_has_started_waits_for_its_place),
+        cmocka_unit_test(a_quiet_stream_is_kept_warm),
+        cmocka_unit_test(who_has_caught_up_is_kept_warm_again),
+        cmocka_unit_test(a_stream_ends_when_it_is_old),
+        cmocka_unit_test(a_drain_says_goodbye),
+        cmocka_unit_test(streams_that_are_behind_end_with_the_shards),
+        cmocka_unit_test(who_leaves_is_noticed_though_nothing_is_published),
+        cmocka_unit_test(comings_and_goings_under_load),
+        cmocka_unit_test(over_the_limit_a_stream_is_told_to_come_back),
+        cmocka_unit_test(who_asks_nothing_does_not_stay),
+    };
+    return cmocka_run_group_tests_name("shard", tests, NULL, NULL);
+}
