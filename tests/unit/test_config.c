@@ -136,13 +136,12 @@ static void an_indented_line_is_a_line_of_its_own(void **state)
 
 static void a_line_may_be_very_long(void **state)
 {
-    char ini[3000] = "[database]\ndsn = ", host[2500];
+    char ini[3000], host[2500] = {0};
 
     (void)state;
     memset(host, 'h', sizeof(host) - 1);
     host[sizeof(host) - 1] = '\0';
-    strcat(ini, host);
-    strcat(ini, "\n[stream]\nretry=1s\n");
+    (void)snprintf(ini, sizeof(ini), "[database]\ndsn = %s\n[stream]\nretry=1s\n", host);
     struct config *config = load(ini, nothing);
     assert_string_equal(config->database.dsn, host);
     assert_int_equal(config->stream.retry_usec, 1000000);

@@ -89,7 +89,7 @@ static void what_cannot_be_understood_is_hidden_whole(void **state)
 /* A file with that content; the name is in `path`. */
 static void write_file(char path[64], const char *content, size_t len)
 {
-    strcpy(path, "/tmp/test_secret.XXXXXX");
+    (void)snprintf(path, 64, "/tmp/test_secret.XXXXXX");
     int fd = mkstemp(path);
     assert_true(fd >= 0);
     assert_int_equal(write(fd, content, len), len);

@@ -1,4 +1,5 @@
 /* test_sockets.c - the addresses of [http] listen, as listening sockets. */
+#include "buf.h"
 #include "sockets.h"
 
 #include <errno.h>
@@ -286,16 +287,17 @@ static void nobody_there_is_said_so(void **state)
 
 static void too_many_are_refused(void **state)
 {
-    char list[2048] = "";
+    struct buf list = BUF_EMPTY;
     struct sockets *sockets = NULL;
 
     (void)state;
     for (int i = 0; i < SOCKETS_MAX; i++)
-        strcat(list, "127.0.0.1:0,");
-    assert_int_equal(sockets_open(list, &sockets, NULL), 0);
+        (void)buf_add_text(&list, "127.0.0.1:0,");
+    assert_int_equal(sockets_open(list.data, &sockets, NULL), 0);
     sockets_close(sockets);
-    strcat(list, "127.0.0.1:0");
-    assert_int_equal(sockets_open(list, &sockets, NULL), -E2BIG);
+    (void)buf_add_text(&list, "127.0.0.1:0");
+    assert_int_equal(sockets_open(list.data, &sockets, NULL), -E2BIG);
+    buf_done(&list);
 }
 
 static void what_is_no_socket_is_described_all_the_same(void **state)
