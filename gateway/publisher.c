@@ -27,6 +27,11 @@
 #define ASK_USEC       (3 * USEC_PER_SEC)
 #define ASK_AGAIN_USEC (50 * USEC_PER_MSEC)
 
+/* The database is away: how long a new request waits for it all the same, and how often it
+ * is tried while somebody waits. */
+#define PATIENCE_USEC USEC_PER_SEC
+#define EAGER_USEC    (100 * USEC_PER_MSEC)
+
 #define SCAN_USEC (50 * USEC_PER_MSEC)
 
 #define STOPPING "the gateway is being stopped"
@@ -48,6 +53,7 @@ struct publisher {
     uint64_t scanned_usec; /* [publisher] when the queue was last looked through */
     uint64_t away_usec;    /* [publisher] since when connecting fails; 0: it does not */
     struct err away;       /* [publisher] why */
+    uint64_t tried_usec;   /* [publisher] when connecting failed last */
 
     pthread_mutex_t lock;
     struct list queue;     /* [lock] */
@@ -163,11 +169,12 @@ static bool is_late(const struct publisher *publisher, const struct publish *pub
     return clock_usec() >= publish->deadline_usec;
 }
 
-/* Who comes while the database is known to be away is told at once. Who came before waits
- * for it to come back, as long as there is time. */
+/* Who comes while the database is known to be away waits a moment, because a restart takes
+ * no longer than that. Who came before waits as long as there is time. */
 static bool is_hopeless(const struct publisher *publisher, const struct publish *publish)
 {
-    return publisher->away_usec != 0 && publish->accepted_usec >= publisher->away_usec;
+    return publisher->away_usec != 0 && publish->accepted_usec >= publisher->away_usec &&
+           clock_usec() >= publish->accepted_usec + PATIENCE_USEC;
 }
 
 /* Moves those of `list` that are so to `ret_taken`. */
@@ -237,6 +244,7 @@ static int open_connection(struct publisher *publisher, uint64_t deadline,
         if (publisher->away_usec == 0)
             publisher->away_usec = clock_usec();
         publisher->away = *err;
+        publisher->tried_usec = clock_usec();
         lose_connection(publisher, err);
         return r;
     }
@@ -463,12 +471,16 @@ static int turn(struct publisher *publisher, struct err *err)
     if (publisher->away_usec != 0 || clock_usec() >= publisher->scanned_usec + SCAN_USEC)
         answer_hopeless(publisher);
     if (!database_connected(publisher->database)) {
-        if (clock_usec() < publisher->retry.due_usec)
-            return sleep_until(publisher, publisher->retry.due_usec, err);
         pthread_mutex_lock(&publisher->lock);
         deadline = earliest_deadline(&publisher->queue);
         pthread_mutex_unlock(&publisher->lock);
-        return open_connection(publisher, deadline, err);
+
+        const uint64_t due =
+            deadline == CLOCK_NEVER
+                ? publisher->retry.due_usec
+                : MIN(publisher->retry.due_usec, publisher->tried_usec + EAGER_USEC);
+        return clock_usec() < due ? sleep_until(publisher, due, err)
+                                  : open_connection(publisher, deadline, err);
     }
     take_batch(publisher, &list);
     if (list.first == NULL)

@@ -235,6 +235,8 @@ REFUSED_BODIES = {
     "type is empty": b'{"type":"","data":1}',
     "type has a carriage return": b'{"type":"a\\rb","data":1}',
     "type is 256 bytes": b'{"type":"%s","data":1}' % (b"x" * 256),
+    "type is the gateway's own": b'{"type":"gap","data":1}',
+    "channel ends in a star": b'{"channel":"orders.*","data":1}',
     "a raw newline in a string": b'{"data":"a\nb"}',
     "an escaped NUL in a value": b'{"data":"a\\u0000b"}',
     "an escaped NUL in a key": b'{"data":{"a\\u0000":1}}',
