@@ -6,6 +6,7 @@ import time
 import pytest
 
 from harness.raw_http import Closed, RawConnection, build_request
+from harness.sse import ProtocolError
 from harness.waiting import PATIENCE, Deadline, scaled, wait_until
 
 JSON = ("Content-Type", "application/json")
@@ -194,6 +195,23 @@ def test_a_header_as_large_as_allowed_is_served(gateway):
     with gateway.subscribe("c", headers=[("Cookie", "c" * 6000)]) as stream:
         gateway.publish("c", "1")
         assert stream.next_event().data == "1"
+
+
+def test_streams_take_headers_of_every_size(gateway):
+    """Up to nearly the limit (16 KiB), in one field or in many; nothing between is special."""
+    shapes = [[("Cookie", "c" * size)] for size in range(0, 15500, 131)]
+    shapes += [[(f"X-{number}", "x" * 20)] * number for number in range(0, 200, 7)]
+    refused = []
+    for fields in shapes:
+        try:
+            with gateway.subscribe("c", headers=fields, started=False) as stream:
+                if stream.status == 200:
+                    continue
+                what = stream.status
+        except ProtocolError:
+            what = "closed"
+        refused.append((sum(len(name) + len(value) + 4 for name, value in fields), what))
+    assert refused == [], "sizes of fields, and what became of the request"
 
 
 # -- too slow -----------------------------------------------------------------------------

@@ -388,23 +388,26 @@ static void who_waits_behind_a_slow_batch_keeps_its_deadline(void **state)
     assert_int_equal(rows(world), 2);
 }
 
-static void while_the_database_is_away_the_answer_comes_at_once(void **state)
+static void while_the_database_is_away_the_answer_comes_soon(void **state)
 {
     struct world *world = *state;
-    struct request request;
+    struct request first, requests[20];
 
     start(world, "host=127.0.0.1 port=1 dbname=nothing");
-    make(&request, 1, "1", 1000);
-    submit(world, &request);
-    assert_int_equal(wait_for(&request), PUBLISH_UNAVAILABLE);
+    make(&first, 1, "1", 1000);
+    submit(world, &first);
+    assert_int_equal(wait_for(&first), PUBLISH_UNAVAILABLE);
     uint64_t begin = clock_usec();
-    for (int i = 0; i < 20; i++) {
-        make(&request, 1, "1", 5000);
-        submit(world, &request);
-        assert_int_equal(wait_for(&request), PUBLISH_UNAVAILABLE);
-        assert_non_null(strstr(request.publish.err.text, "could not connect"));
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++) {
+        make(&requests[i], 1, "1", 9000);
+        submit(world, &requests[i]);
     }
-    assert_in_range(clock_usec() - begin, 0, USEC_PER_SEC);
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++) {
+        assert_int_equal(wait_for(&requests[i]), PUBLISH_UNAVAILABLE);
+        assert_non_null(strstr(requests[i].publish.err.text, "could not connect"));
+    }
+    /* A second of patience, far from the deadline. */
+    assert_in_range(clock_usec() - begin, USEC_PER_SEC / 2, 4 * USEC_PER_SEC);
 }
 
 static void a_missing_schema_is_told_and_its_coming_is_noticed(void **state)
@@ -526,7 +529,7 @@ int main(void)
         WITH_PG(a_frozen_server_at_the_commit_is_unknown_in_time),
         WITH_PG(a_frozen_server_is_noticed_by_the_deadline),
         WITH_PG(who_waits_behind_a_slow_batch_keeps_its_deadline),
-        WITH_PG(while_the_database_is_away_the_answer_comes_at_once),
+        WITH_PG(while_the_database_is_away_the_answer_comes_soon),
         WITH_PG(a_missing_schema_is_told_and_its_coming_is_noticed),
         WITH_PG(a_read_only_database_is_told),
         WITH_PG(stopping_commits_what_was_accepted),
