@@ -68,7 +68,7 @@ static const struct setting settings[] = {
     {"stream", "retry", TYPE_USEC, PLACE(stream, retry_usec), "2s", SEC / 100, HOUR},
     {"stream", "max_age", TYPE_USEC, PLACE(stream, max_age_usec), "0", 0, 30 * DAY},
     {"stream", "idle_close", TYPE_USEC, PLACE(stream, idle_close_usec), "60s", SEC / 10, DAY},
-    {"stream", "channels", TYPE_COUNT, PLACE(stream, channels_count), "64", 1, 1024},
+    {"stream", "channels", TYPE_COUNT, PLACE(stream, channels_count), "64", 1, 256},
 
     {"ring", "bytes", TYPE_BYTES, PLACE(ring, bytes), "64MiB", 64 * KIB, 64 * GIB},
 

@@ -66,16 +66,12 @@ bool event_text_is_utf8(const char *text, size_t len)
     return true;
 }
 
-/* C0, DEL, C1 (U+0080 to U+009F, C2 80 to C2 9F), and the two line breaks of Unicode
- * (U+2028 and U+2029, E2 80 A8 and E2 80 A9). `text` is valid UTF-8. */
+/* C0, DEL and C1 (U+0080 to U+009F, C2 80 to C2 9F). `text` is valid UTF-8. */
 static bool is_control(const unsigned char *text, size_t len)
 {
-    if (text[0] < 0x20 || text[0] == 0x7f)
-        return true;
     if (text[0] == 0xc2)
         return len > 1 && text[1] <= 0x9f;
-    return text[0] == 0xe2 && len > 2 && text[1] == 0x80 &&
-           (text[2] == 0xa8 || text[2] == 0xa9);
+    return text[0] < 0x20 || text[0] == 0x7f;
 }
 
 static int check_name(const char *what, const char *text, size_t len, size_t max,

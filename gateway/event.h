@@ -34,7 +34,7 @@ struct event {
 bool event_text_is_utf8(const char *text, size_t len);
 
 /* A channel's or type's name: 1 to 255 bytes of UTF-8 without control characters (C0, DEL,
- * C1), U+2028 and U+2029. -EINVAL, and the text says which rule: "channel is empty". `what`
+ * C1). -EINVAL, and the text says which rule: "channel is empty". `what`
  * is the word to begin it with. */
 int event_check_name(const char *what, const char *text, size_t len,
                      struct err *err) MUST_CHECK;

@@ -107,7 +107,7 @@ static void read_query(const struct exchange *exchange, struct query *query)
     if (query->channel_count == 0)
         add_channel(query, EVENT_DEFAULT_CHANNEL, strlen(EVENT_DEFAULT_CHANNEL));
     /* The header wins: it is newer than the URL of the page that made the EventSource. */
-    if (last_id != NULL)
+    if (last_id != NULL && *last_id != '\0')
         query->last_id = (struct stream_text){last_id, strlen(last_id)};
     if (query->last_id.len == 0)
         query->last_id.text = NULL;
@@ -224,13 +224,31 @@ static enum MHD_Result refuse_unread(struct exchange *exchange, unsigned status,
     return exchange_problem(exchange, status, "%s", detail);
 }
 
+static enum MHD_Result check_parameter(void *argument, enum MHD_ValueKind kind,
+                                       const char *name, size_t name_len,
+                                       const char *value, size_t value_len)
+{
+    const char **unknown = argument;
+
+    (void)kind;
+    (void)name_len;
+    (void)value;
+    (void)value_len;
+    if (strcmp(name, "channel") != 0 && strcmp(name, "type") != 0)
+        *unknown = name;
+    return MHD_YES;
+}
+
 bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
 {
     const struct request_form form = form_of(exchange);
     const char *length = exchange_header(exchange, MHD_HTTP_HEADER_CONTENT_LENGTH);
     struct request_problem problem;
-    char detail[80];
+    const char *unknown = NULL;
+    char detail[160];
 
+    (void)MHD_get_connection_values_n(exchange->mhd, MHD_GET_ARGUMENT_KIND,
+                                      check_parameter, &unknown);
     (void)snprintf(detail, sizeof(detail), "the body is larger than %zu bytes",
                    exchange->body_max);
     if (exchange->connection->surplus) {
@@ -241,7 +259,12 @@ bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
     else if (!exchange_origin_is_fine(exchange))
         *ret_result = refuse_unread(
             exchange, 403, "this origin may not publish; see [http] cors_origins");
-    else if (request_check_form(&form, &problem) < 0)
+    else if (unknown != NULL) {
+        (void)snprintf(detail, sizeof(detail),
+                       "unknown parameter \"%.64s\"; there are channel and type",
+                       unknown);
+        *ret_result = refuse_unread(exchange, 400, detail);
+    } else if (request_check_form(&form, &problem) < 0)
         *ret_result = refuse_unread(exchange, problem.status, problem.detail.text);
     else if (length != NULL && strtoull(length, NULL, 10) > exchange->body_max)
         *ret_result = refuse_unread(exchange, 413, detail);

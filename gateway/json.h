@@ -6,8 +6,8 @@
  * what it means; libraries that build values (jansson among them) round or refuse large
  * numbers and give no positions. This scanner builds nothing and allocates nothing.
  *
- * Stricter than RFC 8259 in two points, both because PostgreSQL is: an escape \u0000 is
- * refused, and so is nesting deeper than JSON_MAX_DEPTH.
+ * Stricter than RFC 8259 in two points: an escape \u0000 is refused, because no text in
+ * PostgreSQL can hold what it means; and so is nesting deeper than JSON_MAX_DEPTH.
  *
  * Threads: any; pure functions. Cost: O(length), constant memory.
  */

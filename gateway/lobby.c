@@ -1,13 +1,14 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
 #include "clock.h"
 #include "lobby.h"
 
-/* With more than so many, header lines and query parameters together, libmicrohttpd's
- * memory for a connection may not do; it would close without a word. */
+/* With more than so many header lines, query parameters and cookies, libmicrohttpd's memory
+ * for a connection may not do; it would close without a word. */
 #define FIELDS_MAX 512
 
 struct guest {
@@ -121,15 +122,32 @@ static size_t header_length(const char *bytes, size_t len)
     return 0;
 }
 
-/* Header lines, and parameters of the query: libmicrohttpd keeps a record of each. */
-static size_t count_fields(const char *bytes, size_t len)
+static bool is_cookie_line(const char *line, size_t len)
 {
-    const char *line_end = memchr(bytes, '\n', len);
-    size_t count = 0;
+    static const char name[] = "cookie:";
 
-    for (const char *at = bytes; at < bytes + len; at++)
-        count += *at == '\n' || (at < line_end && (*at == '?' || *at == '&'));
-    return count;
+    return len >= sizeof(name) - 1 && strncasecmp(line, name, sizeof(name) - 1) == 0;
+}
+
+/* What libmicrohttpd keeps a record of: header lines, parameters of the query, cookies. And
+ * what it keeps a copy of: the cookies. Both at the most. */
+static void measure_fields(const char *bytes, size_t len, struct lobby_arrival *arrival)
+{
+    const char *const end = bytes + len;
+    bool first = true;
+
+    for (const char *line = bytes; line < end; first = false) {
+        const char *line_end = memchr(line, '\n', (size_t)(end - line));
+        const size_t line_len = (size_t)((line_end != NULL ? line_end : end) - line);
+        const bool cookies = is_cookie_line(line, line_len);
+
+        arrival->field_count++;
+        arrival->cookie_len += cookies ? line_len : 0;
+        for (const char *at = line; at < line + line_len; at++)
+            arrival->field_count += (first && (*at == '?' || *at == '&')) ||
+                                    (cookies && (*at == ';' || *at == ':'));
+        line += line_len + 1;
+    }
 }
 
 static bool is_stream_request(const char *bytes, size_t len)
@@ -154,7 +172,7 @@ static void hand_on(struct guest *guest, size_t header_len)
     struct lobby_arrival arrival = guest->arrival;
 
     arrival.header_len = header_len;
-    arrival.field_count = count_fields(lobby->peeked, header_len);
+    measure_fields(lobby->peeked, header_len, &arrival);
     if (arrival.field_count > FIELDS_MAX) {
         turn_away(guest, "431 Request Header Fields Too Large");
         return;

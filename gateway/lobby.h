@@ -29,7 +29,8 @@ struct lobby_arrival {
     struct sockaddr_storage address;
     socklen_t address_len;
     size_t header_len;  /* request line to blank line */
-    size_t field_count; /* header lines and query parameters, at the most */
+    size_t field_count; /* header lines, query parameters and cookies, at the most */
+    size_t cookie_len;  /* of the Cookie lines */
     bool wants_stream;  /* GET /events */
 };
 

@@ -210,13 +210,15 @@ static void listening_ready(struct poller_source *source, uint32_t events)
 /* -- and meet libmicrohttpd -- */
 
 /* The smallest pool that the request fits in, with what libmicrohttpd makes of it: the
- * header as it came, a record for each of its fields, and the answer's header. Measured on
+ * header as it came, its cookies once more, a record for each of its fields, and the
+ * answer's header. Measured on
  * 0.9.75: a pool of 2048 takes requests up to 1841 by this account, one of 8192 up to 7985;
  * Chromium's come to about 1600. */
 static enum daemon_kind daemon_for(const struct shard *shard,
                                    const struct lobby_arrival *arrival)
 {
-    const size_t need = arrival->header_len + 64 * arrival->field_count + 224 +
+    const size_t need = arrival->header_len + arrival->cookie_len +
+                        64 * arrival->field_count + 224 +
                         shard->all->settings.answer_extra_bytes;
 
     if (!arrival->wants_stream)
@@ -325,8 +327,8 @@ static int daemon_start(struct shard *shard, enum daemon_kind kind, size_t pool_
 
 static int daemons_start(struct shard *shard)
 {
-    /* Large enough for the largest header, if it is not all one-letter fields. */
-    const size_t large = MAX(POOL_LARGE, 4 * shard->all->settings.header_max);
+    /* By the account of daemon_for(), and with what the lobby lets through. */
+    const size_t large = MAX(POOL_LARGE, 5 * shard->all->settings.header_max);
     const size_t pools[DAEMON_COUNT] = {
         [STREAMS_SMALL] = POOL_SMALL,
         [STREAMS_MEDIUM] = POOL_MEDIUM,

@@ -12,7 +12,8 @@
 --
 -- What a role needs:
 --   application   USAGE ON SCHEMA gateway, INSERT (channel, type, data) ON gateway.events
---   gateway       owner of the schema, or: USAGE, and ALL on its tables and sequences
+--   gateway       owner of the schema, or: USAGE, ALL on its tables and sequences, and
+--                 EXECUTE on its functions
 
 CREATE TABLE gateway.events (
     seq        bigint,

@@ -16,7 +16,8 @@ SEED = int(os.environ.get("PGSSE_TEST_SEED", time.time()))
 SPICE = ["\r\n", "\r", "\n", "\n\n", "\r\r\n", '"', "\\", "\\u0041", ":", ": ", "data: ", "id: 7",
          "event: x", "retry: 1", "\ufeff", "\u2028", "\u2029", "\u0085", "\u200b", "\x7f", "\x1a",
          "\t", " ", "  ", "%", "%00", "'", "$1", "$$", "\x01", "\x1f", "</script>", "<!--", "é",
-         "e\u0301", "߿", "ࠀ", "\uffff", "\ufffe", "\ufffd", "😀", "👩‍👩‍👧", "\U0010ffff", "עברית", "\u202e", "0\r\n\r\n"]
+         "e\u0301", "߿", "ࠀ", "\uffff", "\ufffe", "\ufffd", "😀", "👩‍👩‍👧", "\U0010ffff",
+         "עברית", "\u202e", "0\r\n\r\n"]
 
 
 class Texts:
@@ -67,7 +68,8 @@ class Texts:
 
     def number(self):
         digits = "".join(self.chance.choices("123456789", k=self.chance.randint(1, 60)))
-        return self.chance.choice(["", "-"]) + digits + self.chance.choice(["", ".50", "e-7", "E+300"])
+        tail = self.chance.choice(["", ".50", "e-7", "E+300"])
+        return self.chance.choice(["", "-"]) + digits + tail
 
     def space(self):
         return "".join(self.chance.choices([" ", "\t", "\r\n", "\r", "\n"],

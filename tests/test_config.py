@@ -57,7 +57,8 @@ SECRET = "s3cr3t-p4ss"
 @pytest.mark.parametrize("dsn", [
     f"host=db user=u password={SECRET}", f"host=db password='{SECRET}' user=u",
     f"password = {SECRET} host=db", f"postgresql://u:{SECRET}@db/x",
-    f"postgres://u:{SECRET}@a,b:5433/x?sslmode=require", f"postgresql:///x?password={SECRET}&user=u",
+    f"postgres://u:{SECRET}@a,b:5433/x?sslmode=require",
+    f"postgresql:///x?password={SECRET}&user=u",
     f"host=db sslpassword={SECRET}", f"host=db password='it\\'s {SECRET}'",
 ])
 def test_check_config_prints_no_password(command, dsn):

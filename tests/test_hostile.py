@@ -163,7 +163,8 @@ def test_no_nul_and_no_second_host_get_through(target):
 def test_random_bytes_never_harm(target):
     chance = random.Random(4711)
     words = [b"GET ", b"POST ", b"/events", b" HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n", b"\r\n\r\n",
-             b"Content-Length: ", b"Transfer-Encoding: chunked\r\n", b"5", b"\0", b"\xff", b"?channel=",
+             b"Content-Length: ", b"Transfer-Encoding: chunked\r\n", b"5", b"\0", b"\xff",
+             b"?channel=",
              b"%", b"&", b"=", b": ", b"Content-Type: application/json\r\n", b'{"data":1}']
     for _ in range(150):
         with target.connection() as connection:

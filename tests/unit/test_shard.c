@@ -657,6 +657,35 @@ static void who_leaves_is_noticed_though_nothing_is_published(void **state)
     front_close(&front);
 }
 
+/* libmicrohttpd looks after those that have been closed from the oldest it has awake, and
+ * only up to the first that is not: a connection kept alive must not keep the dead. */
+static void who_leaves_is_cleared_away_behind_one_that_stays(void **state)
+{
+    static const char *const requests[] = {GET(""), GET_1_0(""), GET("?channel=a")};
+    struct front front;
+    struct client stays;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){0});
+    client_dial(&stays, &front, 0);
+    client_say(&stays, GET("?channel="), strlen(GET("?channel=")));
+    client_read_body(&stays, 10);
+    assert_memory_equal(stays.raw.data, "HTTP/1.1 400 ", 13);
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++) {
+        struct client client;
+        const uint64_t begin = clock_usec();
+
+        client_subscribe(&client, &front, 0, requests[i]);
+        assert_int_equal(shards_connections(front.shards), 2);
+        client_hang_up(&client);
+        FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS) == 0);
+        FRONT_WAIT_FOR(shards_connections(front.shards) == 1);
+        assert_true(clock_usec() - begin < 2 * USEC_PER_SEC);
+    }
+    client_hang_up(&stays);
+    front_close(&front);
+}
+
 /* Clients come and go in the middle of everything; nothing is freed too early or never. */
 static void comings_and_goings_under_load(void **state)
 {
@@ -719,6 +748,28 @@ static void over_the_limit_a_stream_is_told_to_come_back(void **state)
     front_close(&front);
 }
 
+/* Its place must not stay taken when nobody waits for what it would be told. */
+static void who_is_refused_and_gone_leaves_no_trace(void **state)
+{
+    struct front front;
+    struct client stays;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){.connections_max = 1});
+    client_subscribe(&stays, &front, 0, GET(""));
+    for (int i = 0; i < 100; i++) {
+        struct client client;
+
+        client_dial(&client, &front, 0);
+        client_say(&client, GET(""), strlen(GET("")));
+        client_hang_up(&client);
+    }
+    FRONT_WAIT_FOR(counter(&front, STATS_CONNECTIONS_ACCEPTED) == 101);
+    FRONT_WAIT_FOR(shards_connections(front.shards) == 1);
+    client_hang_up(&stays);
+    front_close(&front);
+}
+
 /* Whatever is not a whole request is not a connection, and goes after its time. */
 static void who_asks_nothing_does_not_stay(void **state)
 {
@@ -770,8 +821,10 @@ int main(void)
         cmocka_unit_test(a_drain_says_goodbye),
         cmocka_unit_test(streams_that_are_behind_end_with_the_shards),
         cmocka_unit_test(who_leaves_is_noticed_though_nothing_is_published),
+        cmocka_unit_test(who_leaves_is_cleared_away_behind_one_that_stays),
         cmocka_unit_test(comings_and_goings_under_load),
         cmocka_unit_test(over_the_limit_a_stream_is_told_to_come_back),
+        cmocka_unit_test(who_is_refused_and_gone_leaves_no_trace),
         cmocka_unit_test(who_asks_nothing_does_not_stay),
     };
     return cmocka_run_group_tests_name("shard", tests, NULL, NULL);

@@ -1,0 +1,368 @@
+/* test_stream.c - one subscriber: what it wants, where it is, what its socket has taken. The
+ * parts that libmicrohttpd has to do with are tested in test_shard.c. */
+#include "stream.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "buf.h"
+#include "clock.h"
+#include "cmocka_all.h"
+#include "failing_malloc.h"
+
+/* What stream.c allocates by this goes by failing_malloc.c, too. */
+char *strndup(const char *text, size_t len)
+{
+    char *copy = malloc(len + 1);
+
+    if (copy != NULL) {
+        memcpy(copy, text, len);
+        copy[len] = '\0';
+    }
+    return copy;
+}
+
+#define TEXT(literal)                                                                    \
+    {                                                                                    \
+        (literal), sizeof(literal) - 1                                                   \
+    }
+
+static const struct stream_text channels[] = {TEXT("events"), TEXT("orders.*")};
+static const struct stream_text types[] = {TEXT("created"), TEXT("a")};
+static const struct stream_timing timing = {.heartbeat_usec = 15 * USEC_PER_SEC,
+                                            .retry_usec = 2 * USEC_PER_SEC,
+                                            .max_age_usec = CLOCK_NEVER,
+                                            .idle_close_usec = 60 * USEC_PER_SEC};
+
+/* A stream on one end of a socket pair, as it is while its connection sleeps. */
+struct house {
+    struct stats *stats;
+    struct wheel *wheel;
+    struct stream_owner owner;
+    struct connection connection;
+    struct stream *stream;
+    int other_fd;
+    struct buf got;
+};
+
+static struct stream *make(struct house *house, bool chunked, size_t type_count)
+{
+    const struct stream_wishes wishes = {.channels = channels,
+                                         .channel_count = ARRAY_SIZE(channels),
+                                         .types = types,
+                                         .type_count = type_count,
+                                         .chunked = chunked};
+
+    return stream_new(&wishes, &house->connection, NULL, &timing, house->stats,
+                      &house->owner);
+}
+
+static void house_open(struct house *house, bool chunked, size_t type_count)
+{
+    const int small = 4096;
+    int ends[2];
+
+    memset(house, 0, sizeof(*house));
+    house->stats = stats_new();
+    house->wheel = wheel_new(clock_usec());
+    assert_int_equal(
+        socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends), 0);
+    (void)setsockopt(ends[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
+    house->connection.fd = ends[0];
+    house->connection.wheel = house->wheel;
+    house->connection.stats = house->stats;
+    house->other_fd = ends[1];
+    house->stream = make(house, chunked, type_count);
+    assert_non_null(house->stream);
+    house->stream->phase = STREAM_LIVE;
+    house->stream->placed = true;
+}
+
+static void house_close(struct house *house)
+{
+    wheel_remove(house->wheel, &house->stream->timer);
+    stream_free(house->stream);
+    stats_free(house->stats);
+    wheel_free(house->wheel);
+    buf_done(&house->got);
+    (void)close(house->connection.fd);
+    (void)close(house->other_fd);
+}
+
+static void take(struct house *house, size_t max)
+{
+    char bytes[4096];
+    const ssize_t len =
+        recv(house->other_fd, bytes, MIN(max, sizeof(bytes)), MSG_DONTWAIT);
+
+    if (len > 0)
+        (void)buf_add(&house->got, bytes, (size_t)len);
+}
+
+#define FRAMES 600
+
+static struct sse_frame *frame_new(uint64_t position, const char *type, size_t data_len)
+{
+    static char data[8192];
+
+    memset(data, (int)('a' + position % 26), sizeof(data));
+    struct sse_frame *frame = sse_frame_new(&(struct event){.seq = position,
+                                                            .channel = "events",
+                                                            .channel_len = 6,
+                                                            .type = type,
+                                                            .type_len = strlen(type),
+                                                            .data = data,
+                                                            .data_len = data_len});
+    assert_non_null(frame);
+    frame->position = position;
+    return frame;
+}
+
+/* -- sending -- */
+
+/* All frames, again and again from where the socket broke off, until they are out. */
+static void send_all(struct house *house, const struct sse_frame *const *frames,
+                     size_t count, bool in_one_piece)
+{
+    struct stream *stream = house->stream;
+    CLEANUP(buf_done) struct buf bytes = BUF_EMPTY;
+    size_t sip = 1, broken = 0;
+
+    for (size_t i = 0; i < count; i++)
+        (void)buf_add(&bytes, frames[i]->bytes, frames[i]->len);
+    size_t done = stream_send(stream, frames, count, in_one_piece ? bytes.data : NULL,
+                              in_one_piece ? bytes.len : 0);
+    while (done < count) {
+        assert_int_equal(stream->phase, STREAM_BEHIND);
+        assert_true(stream->position == frames[done]->position);
+        assert_true(stream->offset < frames[done]->len);
+        broken += stream->offset > 0;
+        sip = sip % 3001 + 13;
+        take(house, sip);
+        done += stream_send(stream, frames + done, count - done, NULL, 0);
+    }
+    assert_int_equal(stream->offset, 0);
+    assert_true(broken > 10);
+}
+
+static void send_and_compare(bool chunked, bool in_one_piece)
+{
+    struct sse_frame *frames[FRAMES];
+    struct house house;
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+
+    house_open(&house, chunked, 0);
+    for (size_t i = 0; i < FRAMES; i++) {
+        frames[i] = frame_new(i + 1, "message", i * 37 % 5000);
+        if (chunked)
+            (void)buf_add(&wanted, frames[i]->bytes, frames[i]->len);
+        else
+            (void)buf_add(&wanted, frames[i]->bytes + frames[i]->body_offset,
+                          frames[i]->body_len);
+    }
+    send_all(&house, (const struct sse_frame *const *)frames, FRAMES, in_one_piece);
+    for (size_t before = SIZE_MAX; house.got.len != before;) {
+        before = house.got.len;
+        take(&house, SIZE_MAX);
+    }
+    assert_int_equal(house.got.len, wanted.len);
+    assert_memory_equal(house.got.data, wanted.data, wanted.len);
+    assert_true(house.owner.sent_bytes == wanted.len);
+    assert_int_equal(stats_gauge_value(house.stats, STATS_STREAMS_BEHIND), 1);
+    stream_is_live(house.stream);
+    assert_int_equal(stats_gauge_value(house.stats, STATS_STREAMS_BEHIND), 0);
+    for (size_t i = 0; i < FRAMES; i++)
+        sse_frame_free(frames[i]);
+    house_close(&house);
+}
+
+static void what_breaks_goes_on_at_the_same_byte(void **state)
+{
+    (void)state;
+    send_and_compare(true, true);
+    send_and_compare(true, false);
+    send_and_compare(false, false);
+}
+
+static void nothing_taken_is_not_a_loss(void **state)
+{
+    const struct sse_frame *frames[1];
+    struct house house;
+
+    (void)state;
+    house_open(&house, true, 0);
+    struct sse_frame *frame = frame_new(9, "message", 5000);
+    frames[0] = frame;
+    while (stream_send(house.stream, frames, 1, NULL, 0) == 1)
+        continue;
+    while (house.stream->offset < frame->len && house.stream->offset > 0 &&
+           house.owner.sent_bytes > 0) {
+        house.owner.sent_bytes = 0;
+        assert_int_equal(stream_send(house.stream, frames, 1, NULL, 0), 0);
+    }
+    const uint32_t offset = house.stream->offset;
+    assert_int_equal(stream_send(house.stream, frames, 1, NULL, 0), 0);
+    assert_int_equal(house.stream->offset, offset);
+    assert_true(house.stream->position == 9);
+    sse_frame_free(frame);
+    house_close(&house);
+}
+
+static void a_gap_is_told_before_anything_else(void **state)
+{
+    static const char text[] =
+        "id: 100\nevent: gap\ndata: {\"requested\":\"7\",\"oldest\":"
+        "\"100\",\"reason\":\"expired\"}\n\n";
+    (void)state;
+    for (int chunked = 0; chunked < 2; chunked++) {
+        struct house house;
+        char wanted[256];
+        char head[SSE_CHUNK_HEAD_MAX + 1] = "";
+
+        house_open(&house, chunked, 0);
+        assert_int_equal(stream_tell_gap(house.stream, STREAM_GAP_EXPIRED, 7, 100), 0);
+        assert_true(stream_send_rest(house.stream));
+        assert_true(stream_send_rest(house.stream)); /* nothing is left */
+        take(&house, SIZE_MAX);
+        if (chunked)
+            (void)sse_chunk_head(strlen(text), head);
+        const int len =
+            snprintf(wanted, sizeof(wanted), "%s%s%s", head, text, chunked ? "\r\n" : "");
+        assert_int_equal(house.got.len, len);
+        assert_memory_equal(house.got.data, wanted, (size_t)len);
+        house_close(&house);
+    }
+}
+
+/* -- wishes -- */
+
+static void types_are_whole_words(void **state)
+{
+    static const struct {
+        const char *type;
+        bool taken;
+    } cases[] = {{"created", true},   {"a", true},  {"create", false},
+                 {"created1", false}, {"A", false}, {"message", false}};
+    struct house house;
+
+    (void)state;
+    house_open(&house, true, 2);
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct sse_frame *frame = frame_new(1, cases[i].type, 1);
+        assert_int_equal(stream_takes_type(house.stream, frame), cases[i].taken);
+        sse_frame_free(frame);
+    }
+    house_close(&house);
+    house_open(&house, true, 0);
+    struct sse_frame *frame = frame_new(1, "anything", 1);
+    assert_true(stream_takes_type(house.stream, frame));
+    sse_frame_free(frame);
+    house_close(&house);
+}
+
+static void the_greeting_is_a_heartbeat_and_a_retry(void **state)
+{
+    struct house house;
+
+    (void)state;
+    house_open(&house, true, 0);
+    assert_int_equal(
+        stream_greet(house.stream, STREAM_NO_GAP, (struct stream_text){NULL, 0}, 0), 0);
+    assert_memory_equal(house.stream->greeting, ":\nretry: ", 9);
+    char *end;
+    const unsigned long msec = strtoul(house.stream->greeting + 9, &end, 10);
+    assert_true(msec >= 1500 && msec < 2500);
+    assert_string_equal(end, "\n");
+    assert_int_equal(house.stream->greeting_len, strlen(house.stream->greeting));
+    house_close(&house);
+}
+
+/* Anything may have been asked for; what is told of it is JSON on one line. */
+static void what_was_asked_for_is_quoted(void **state)
+{
+    char asked[300];
+    struct house house;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(asked); i++)
+        asked[i] = (char)(i == 0 ? 10 : i);
+    house_open(&house, true, 0);
+    assert_int_equal(stream_greet(house.stream, STREAM_GAP_UNKNOWN,
+                                  (struct stream_text){asked, sizeof(asked)}, 5),
+                     0);
+    const char *data = strstr(house.stream->greeting, "id: 5\nevent: gap\ndata: {");
+    assert_non_null(data);
+    const char *line_end = strchr(data + strlen("id: 5\nevent: gap\ndata: {"), '\n');
+    assert_string_equal(line_end, "\n\n");
+    assert_non_null(strstr(data, "\\u000a\\u0001"));
+    assert_non_null(strstr(data, "!\\u0022#"));
+    assert_non_null(strstr(data, "[\\u005c]"));
+    assert_non_null(strstr(data, "\\u007f\",\"oldest\":\"5\",\"reason\":\"unknown\"}"));
+    house_close(&house);
+}
+
+/* -- memory -- */
+
+static void without_memory_there_is_no_stream(void **state)
+{
+    struct house house;
+    bool failed = true;
+
+    (void)state;
+    house_open(&house, true, 0);
+    for (unsigned n = 1; failed; n++) {
+        failing_malloc_begin(n);
+        struct stream *stream = make(&house, true, ARRAY_SIZE(types));
+        failed = failing_malloc_end();
+        assert_int_equal(stream == NULL, failed);
+        stream_free(stream);
+    }
+    failed = true;
+    for (unsigned n = 1; failed; n++) {
+        struct stream *stream = make(&house, true, 0);
+
+        failing_malloc_begin(n);
+        const int result = stream_greet(stream, STREAM_GAP_FUTURE,
+                                        (struct stream_text){"\x01\x02\x03", 3}, 5);
+        failed = failing_malloc_end();
+        assert_int_equal(result, failed ? -ENOMEM : 0);
+        stream_free(stream);
+    }
+    stream_free(NULL);
+    house_close(&house);
+}
+
+static void a_gap_that_cannot_be_told_changes_nothing(void **state)
+{
+    struct house house;
+    bool failed = true;
+
+    (void)state;
+    house_open(&house, true, 0);
+    for (unsigned n = 1; failed; n++) {
+        failing_malloc_begin(n);
+        const int result = stream_tell_gap(house.stream, STREAM_GAP_EXPIRED, 7, 100);
+        failed = failing_malloc_end();
+        assert_int_equal(result, failed ? -ENOMEM : 0);
+        assert_int_equal(house.stream->rest == NULL, failed);
+    }
+    house_close(&house);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_breaks_goes_on_at_the_same_byte),
+        cmocka_unit_test(nothing_taken_is_not_a_loss),
+        cmocka_unit_test(a_gap_is_told_before_anything_else),
+        cmocka_unit_test(types_are_whole_words),
+        cmocka_unit_test(the_greeting_is_a_heartbeat_and_a_retry),
+        cmocka_unit_test(what_was_asked_for_is_quoted),
+        cmocka_unit_test(without_memory_there_is_no_stream),
+        cmocka_unit_test(a_gap_that_cannot_be_told_changes_nothing),
+    };
+    return cmocka_run_group_tests_name("stream", tests, NULL, NULL);
+}
