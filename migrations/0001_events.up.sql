@@ -244,8 +244,8 @@ BEGIN
         PERFORM gateway.sweep_locked(5000, false);
     END IF;
 
-    -- Rows that need no sweep need not wake a sweeper (see ring_sweeper).
-    PERFORM set_config('gateway.numbered', 'yes', true);
+    -- Rows that need no sweep need not wake a sweeper.
+    PERFORM set_config('gateway.quiet', 'on', true);
     WITH inserted AS (
         INSERT INTO gateway.events (seq, channel, type, data)
         SELECT nextval('gateway.events_seq'), e.channel, e.type, e.data::json
@@ -269,7 +269,9 @@ LANGUAGE sql AS $$
     INSERT INTO gateway.events (channel, type, data) VALUES (channel, type, data)
 $$;
 
--- Tells the gateways, at the commit, that there is something to number.
+-- Tells the gateways, at the commit, that there is something to number. PostgreSQL cannot
+-- PREPARE a transaction that has notified: one that will be prepared begins with
+-- SET LOCAL gateway.quiet = on, and its rows are found within a second by themselves.
 CREATE FUNCTION gateway.ring_sweeper() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -279,7 +281,7 @@ END
 $$;
 
 CREATE TRIGGER ring_sweeper AFTER INSERT ON gateway.events FOR EACH STATEMENT
-    WHEN (current_setting('gateway.numbered', true) IS DISTINCT FROM 'yes')
+    WHEN (current_setting('gateway.quiet', true) IS DISTINCT FROM 'on')
     EXECUTE FUNCTION gateway.ring_sweeper();
 -- ALWAYS: also for rows that logical replication or a restore brings in.
 ALTER TABLE gateway.events ENABLE ALWAYS TRIGGER ring_sweeper;
