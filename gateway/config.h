@@ -9,7 +9,7 @@
  * Always true:
  *   - one table names every setting with its type, default and limits; nothing else does.
  *   - nobody shrugs: an unknown section, key or PGSSE_ variable, a value out of its
- * limits, a key set twice is an error that says where, and what is allowed.
+ *     limits, a key set twice is an error that says where, and what is allowed.
  *   - after config_load() nothing changes any more.
  *
  * Threads: built on main before the others start. main alone reads it.

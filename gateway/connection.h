@@ -9,7 +9,7 @@
  *   - a connection sleeps only from inside a libmicrohttpd callback of its own, and is
  *     woken exactly once for each sleep.
  *   - while it is awake it has a deadline, absolute and not moved by a byte that drips
- * in; past it the socket is shut down, and libmicrohttpd closes it.
+ *     in; past it the socket is shut down, and libmicrohttpd closes it.
  *
  * Threads: its shard's.
  */

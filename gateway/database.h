@@ -11,10 +11,11 @@
  * library does inside PQconnectPoll(); an address, or hostaddr, needs none.
  *
  * Failures:
- *   -EIO         the server said no; database_error() tells what, and the connection
- * stands -ETIMEDOUT   the deadline passed                                 } -ECANCELED
- * stop_fd became readable                             } the connection is -ECONNRESET the
- * connection is lost, or there was none           } closed -ENOMEM }
+ *   -EIO         the server said no; database_error() tells what; the connection stands
+ *   -ETIMEDOUT   the deadline passed                        }
+ *   -ECANCELED   stop_fd became readable                    }  the connection
+ *   -ECONNRESET  the connection is lost, or there was none  }  is closed
+ *   -ENOMEM                                                 }
  *
  * The connection string is the user's and wins over everything that is set here, but for
  * client_encoding: every text of the gateway is UTF-8. No text made here shows any of it.

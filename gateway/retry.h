@@ -30,10 +30,11 @@ struct retry {
     char reason[256];
 };
 
-/* It works: "listening to the database at" `where`. */
+/* It works. Logs `what` `where`: "listening to the database at" "/run/postgresql". */
 void retry_up(struct retry *retry, const char *what, const char *where);
 
-/* It does not: sets due_usec. "cannot listen" ": reason; next try in 4000 ms". */
+/* It does not: sets due_usec. Logs `what`, why and when: "cannot listen: ...; next try in
+ * 4000 ms". */
 void retry_down(struct retry *retry, const char *what, const struct err *err);
 
 #endif

@@ -642,23 +642,29 @@ static void nobody_sleeps_through_an_event(void **state)
     assert_true(position > 10);
 }
 
+/* Long enough for the writer to drop the frame, close the batch and free it, if it did not
+ * know of the round; short enough for many rounds. */
+#define CLING_LOOKS 300
+
 /* Reads only what is about to be dropped, one frame a round, and clings to it. */
 static void *run_clinger(void *argument)
 {
     struct runner *runner = argument;
 
     while (!atomic_load_explicit(&runner->stress->over, memory_order_acquire) &&
-           seen_fault(runner->stress) == NULL) {
+           runner->index == 0 && seen_fault(runner->stress) == NULL) {
         const struct sse_frame *frame;
         uint64_t oldest, seq;
 
         ring_oldest(runner->reader, &oldest, &seq);
-        ring_enter(runner->reader);
         uint64_t position = oldest;
+        ring_enter(runner->reader);
         if (ring_read(runner->reader, &position, &frame) == RING_FRAME) {
+            const volatile struct sse_frame *held = frame;
+
             runner->read++;
-            for (int i = 0; i < 8; i++) {
-                if (!frame_is(frame, oldest))
+            for (int i = 0; i < CLING_LOOKS; i++) {
+                if (held->position != oldest || held->seq != seq_of(oldest))
                     fault(runner, "the frame died in its reader's hands");
             }
         }
@@ -667,12 +673,24 @@ static void *run_clinger(void *argument)
     return NULL;
 }
 
+/* Made faster than by encoding it: the writer has to be quick. */
+static struct sse_frame *frame_like(const struct sse_frame *model, uint64_t position)
+{
+    struct sse_frame *frame = malloc(sse_frame_weight(model));
+
+    assert_non_null(frame);
+    memcpy(frame, model, sse_frame_weight(model));
+    frame->seq = seq_of(position);
+    return frame;
+}
+
 /* The ring holds one frame, which leaves its slot with the next push: the race between
  * "I am in a round" and "it has left its slot", over and over. */
 static void a_frame_found_at_the_last_moment_stays(void **state)
 {
     static struct stress stress;
-    const uint64_t end = clock_usec() + USEC_PER_SEC;
+    const uint64_t end = clock_usec() + 3 * USEC_PER_SEC;
+    struct sse_frame *model = frame_new(1, 20);
     uint64_t position = 0;
 
     (void)state;
@@ -680,13 +698,13 @@ static void a_frame_found_at_the_last_moment_stays(void **state)
     while (clock_usec() < end && seen_fault(&stress) == NULL) {
         for (int i = 0; i < 100; i++) {
             position++;
-            ring_push(stress.ring, frame_new(position, 40));
+            ring_push(stress.ring, frame_like(model, position));
         }
     }
     atomic_store_explicit(&stress.over, true, memory_order_release);
     stress_end(&stress);
-    for (unsigned i = 0; i < READERS; i++)
-        assert_true(stress.runners[i].read > 0);
+    sse_frame_free(model);
+    assert_true(stress.runners[0].read > 0);
 }
 
 int main(void)
