@@ -239,6 +239,9 @@ static int next_result(struct database *database, struct patience *patience,
         if (PQisBusy(database->conn) == 0)
             break;
 
+        /* Also while bytes come and go: a trickle must not outlast the deadline. */
+        if (clock_usec() >= patience->deadline_usec)
+            return give_up(database, -ETIMEDOUT, err);
         short events = (short)(unsent > 0 ? POLLIN | POLLOUT : POLLIN);
         int ready = await(database, events, -1, patience->deadline_usec, TICK_USEC);
         if (ready < 0)
@@ -544,7 +547,9 @@ static int poll_connection(struct database *database, uint64_t deadline, struct 
            status != PGRES_POLLING_FAILED) {
         /* The socket is another one after a change of address or of encryption. */
         short events = status == PGRES_POLLING_READING ? POLLIN : POLLOUT;
-        int ready = await(database, events, -1, deadline, TICK_USEC);
+        int ready = clock_usec() >= deadline
+                        ? -ETIMEDOUT
+                        : await(database, events, -1, deadline, TICK_USEC);
         if (ready == -ETIMEDOUT)
             return err_set(err, ready, "no answer in time");
         if (ready == -ECANCELED)

@@ -66,6 +66,18 @@ bool event_text_is_utf8(const char *text, size_t len)
     return true;
 }
 
+size_t event_text_cut(const char *text, size_t max)
+{
+    size_t len = strnlen(text, max + 1);
+
+    if (len <= max)
+        return len;
+    /* Back over the bytes that continue a letter (10xxxxxx), to where one begins. */
+    for (len = max; len > 0 && ((unsigned char)text[len] & 0xc0) == 0x80;)
+        len--;
+    return len;
+}
+
 /* C0, DEL and C1 (U+0080 to U+009F, C2 80 to C2 9F). `text` is valid UTF-8. */
 static bool is_control(const unsigned char *text, size_t len)
 {

@@ -33,6 +33,9 @@ struct event {
 /* Valid UTF-8 (RFC 3629: no surrogates, nothing overlong, nothing over U+10FFFF). */
 bool event_text_is_utf8(const char *text, size_t len);
 
+/* How many bytes of the text, at most `max`, can be quoted without cutting a letter in two. */
+size_t event_text_cut(const char *text, size_t max);
+
 /* A channel's or type's name: 1 to 255 bytes of UTF-8 without control characters (C0, DEL,
  * C1). -EINVAL, and the text says which rule: "channel is empty". `what`
  * is the word to begin it with. */

@@ -6,6 +6,9 @@
 #include "events.h"
 #include "shard.h"
 
+/* Of what somebody sent, so much is repeated in a complaint about it. */
+#define QUOTED_MAX 64
+
 static const struct events_common *common_of(const struct exchange *exchange)
 {
     return CONTAINER_OF((struct exchange_common *)(uintptr_t)exchange->common,
@@ -91,9 +94,9 @@ static enum MHD_Result take_parameter(void *argument, enum MHD_ValueKind kind,
         query->last_id = (struct stream_text){text, value_len};
     else
         query_fails(query,
-                    "unknown parameter \"%.64s\"; there are channel, type and "
+                    "unknown parameter \"%.*s\"; there are channel, type and "
                     "last_event_id",
-                    name);
+                    (int)event_text_cut(name, QUOTED_MAX), name);
     return MHD_YES;
 }
 
@@ -261,8 +264,7 @@ bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
             exchange, 403, "this origin may not publish; see [http] cors_origins");
     else if (unknown != NULL) {
         (void)snprintf(detail, sizeof(detail),
-                       "unknown parameter \"%.64s\"; there are channel and type",
-                       unknown);
+                       "unknown parameter \"%.*s\"; there are channel and type", unknown);
         *ret_result = refuse_unread(exchange, 400, detail);
     } else if (request_check_form(&form, &problem) < 0)
         *ret_result = refuse_unread(exchange, problem.status, problem.detail.text);

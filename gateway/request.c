@@ -8,6 +8,9 @@
 #include "json.h"
 #include "request.h"
 
+/* Of what somebody sent, so much is repeated in a complaint about it. */
+#define QUOTED_MAX 64
+
 enum form { FORM_JSON, FORM_NDJSON, FORM_TEXT };
 
 static int problem_set(struct request_problem *problem, unsigned status,
@@ -212,6 +215,16 @@ static int walk_value(struct walk *walk, size_t *ret_begin, size_t *ret_end)
 static int decode_string(struct request *request, struct walk *walk, const char *what,
                          size_t begin, size_t end, const char **ret_text, size_t *ret_len)
 {
+    /* Most strings mean what stands between their quotes. */
+    if (walk->text[begin] == '"' &&
+        memchr(walk->text + begin, '\\', end - begin) == NULL) {
+        char *plain = strndup(walk->text + begin + 1, end - begin - 2);
+
+        *ret_len = end - begin - 2;
+        *ret_text = plain;
+        return keep_text(request, plain);
+    }
+
     json_error_t error;
     json_t *value = json_loadb(walk->text + begin, end - begin, JSON_DECODE_ANY, &error);
 
@@ -250,9 +263,9 @@ static int parse_member(struct request *request, struct walk *walk, struct event
     if (!is_channel && !is_type && !is_data)
         return problem_set(
             walk->problem, 400,
-            "%sunknown member \"%.64s\"; an event has \"channel\", \"type\" "
+            "%sunknown member \"%.*s\"; an event has \"channel\", \"type\" "
             "and \"data\"",
-            walk->where, key);
+            walk->where, (int)event_text_cut(key, QUOTED_MAX), key);
     if ((is_channel && event->channel != NULL) || (is_type && event->type != NULL) ||
         (is_data && event->data != NULL))
         return problem_set(walk->problem, 400, "%s\"%s\" is there twice", walk->where,

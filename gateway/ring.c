@@ -21,6 +21,7 @@ struct ring_reader {
     _Atomic bool asleep;            /* [atomic] it wants ring_wake() to ring */
     int fd;                         /* [const] eventfd */
     struct ring *ring;              /* [const] */
+    bool owed;                      /* its own: a ring is still to come */
     uint64_t noted;                 /* [writer] `round` when the batch was closed */
 };
 
@@ -72,6 +73,7 @@ static bool readers_init(struct ring *ring, unsigned readers)
         atomic_init(&reader->asleep, false);
         reader->ring = ring;
         reader->noted = 0;
+        reader->owed = false;
         reader->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         if (reader->fd < 0)
             return false;
@@ -381,7 +383,9 @@ bool ring_sleep(struct ring_reader *reader, uint64_t position)
      * awake. The other end of the race is ring_wake(). */
     if (atomic_load_explicit(&reader->ring->next, memory_order_seq_cst) == position)
         return true;
-    atomic_store_explicit(&reader->asleep, false, memory_order_relaxed);
+    /* Cleared already: ring_wake() was quicker, and has rung or is about to. */
+    reader->owed |=
+        !atomic_exchange_explicit(&reader->asleep, false, memory_order_seq_cst);
     return false;
 }
 
@@ -391,5 +395,8 @@ void ring_awake(struct ring_reader *reader)
 
     /* Cleared already: ring_wake() was here, and has rung or is about to. */
     if (!atomic_exchange_explicit(&reader->asleep, false, memory_order_seq_cst))
-        (void)!read(reader->fd, &count, sizeof(count));
+        reader->owed = true;
+    /* Not there yet: it will wake the next sleep for nothing, and be taken then. */
+    if (reader->owed && read(reader->fd, &count, sizeof(count)) == sizeof(count))
+        reader->owed = false;
 }

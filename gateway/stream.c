@@ -227,10 +227,20 @@ int stream_tell_gap(struct stream *stream, enum stream_gap gap, uint64_t request
 
 /* -- libmicrohttpd's side: greet, sleep, say goodbye -- */
 
+/* Makes libmicrohttpd's next write fail. Told of an end with an error, or of the end of an
+ * HTTP/1.0 body, 0.9.75 closes the connection but leaves it lying about for as long as an
+ * older one is awake; a failed write is cleared away at once. */
+static ssize_t break_off(const struct stream *stream, char *out)
+{
+    (void)shutdown(stream->connection->fd, SHUT_RDWR);
+    *out = '\n';
+    return 1;
+}
+
 static ssize_t say_goodbye(struct stream *stream, char *out, size_t max)
 {
-    if (stream->end == STREAM_END_ABRUPT)
-        return MHD_CONTENT_READER_END_WITH_ERROR;
+    if (stream->end == STREAM_END_ABRUPT || (stream->goodbye_out && !stream->chunked))
+        return break_off(stream, out);
     if (stream->goodbye_out)
         return MHD_CONTENT_READER_END_OF_STREAM;
 

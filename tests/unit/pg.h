@@ -168,6 +168,7 @@ PG_UNUSED static long long pg_kill(const struct pg *pg, const char *door)
 enum proxy_mode {
     PROXY_PASS,
     PROXY_FREEZE,        /* takes connections, forwards nothing */
+    PROXY_TRICKLE,       /* never stops, never gets anywhere */
     PROXY_SWALLOW,       /* once COMMIT has passed: its answer is lost, then PASS again */
     PROXY_CUT_AT_COMMIT, /* once COMMIT is seen: it is not passed on, the line is cut */
     PROXY_STALL_COMMIT,  /* once COMMIT is seen: it is not passed on, the server's side
@@ -256,7 +257,11 @@ PG_UNUSED static void proxy_forward(struct proxy *proxy, int i, bool to_server)
     static char bytes[65536];
     int from = to_server ? proxy->pairs[i].client : proxy->pairs[i].server;
     int to = to_server ? proxy->pairs[i].server : proxy->pairs[i].client;
-    ssize_t len = recv(from, bytes, sizeof(bytes), 0);
+    bool trickle = proxy_mode(proxy) == PROXY_TRICKLE;
+    ssize_t len = recv(from, bytes, trickle ? 64 : sizeof(bytes), 0);
+
+    if (trickle)
+        usleep(1000);
 
     if (len <= 0) {
         proxy_cut(proxy, i);

@@ -50,6 +50,14 @@ static struct database *make_connected(const char *dsn, int stop_fd)
     return database;
 }
 
+static int count_row(void *argument, const PGresult *row)
+{
+    int *count = argument;
+
+    assert_int_equal(PQntuples(row), 1);
+    return ++*count == 7 ? -ENOMEM : 0;
+}
+
 static void a_query_gives_its_answer(void **state)
 {
     struct pg *pg = *state;
@@ -155,6 +163,31 @@ static void a_frozen_server_is_noticed(void **state)
     assert_int_equal(database_connect(database, in_msec(300), NULL), -ETIMEDOUT);
     proxy_set(&proxy, PROXY_PASS);
     assert_int_equal(database_connect(database, in_msec(3000), NULL), 0);
+    database_free(database);
+    proxy_close(&proxy);
+}
+
+static void a_trickle_does_not_outlast_the_deadline(void **state)
+{
+    struct pg *pg = *state;
+    struct proxy proxy;
+
+    proxy_open(&proxy, pg);
+    struct database *database = make_connected(proxy.dsn, -1);
+    proxy_set(&proxy, PROXY_TRICKLE);
+    uint64_t begin = clock_usec();
+    assert_int_equal(
+        database_run(database, "SELECT repeat('x', 10000000)", in_msec(400), NULL, NULL),
+        -ETIMEDOUT);
+    assert_in_range(clock_usec() - begin, 400000, 2000000);
+
+    /* Row by row it may take as long as it goes on. */
+    struct database_query query = {.sql = "SELECT repeat('x', 20000) FROM "
+                                          "generate_series(1, 2)"};
+    int count = 0;
+    assert_int_equal(database_connect(database, in_msec(8000), NULL), 0);
+    assert_int_equal(database_each(database, &query, 300000, count_row, &count, NULL), 0);
+    assert_int_equal(count, 2);
     database_free(database);
     proxy_close(&proxy);
 }
@@ -283,14 +316,6 @@ static void a_wait_ends_when_the_other_descriptor_is_ready(void **state)
     assert_in_range(clock_usec() - begin, 50000, 1000000);
     database_free(database);
     close(other);
-}
-
-static int count_row(void *argument, const PGresult *row)
-{
-    int *count = argument;
-
-    assert_int_equal(PQntuples(row), 1);
-    return ++*count == 7 ? -ENOMEM : 0;
 }
 
 static void rows_come_one_by_one(void **state)
@@ -573,6 +598,7 @@ int main(void)
         WITH_PG(stopping_ends_a_query_in_flight),
         WITH_PG(a_lost_connection_says_why),
         WITH_PG(a_frozen_server_is_noticed),
+        WITH_PG(a_trickle_does_not_outlast_the_deadline),
         WITH_PG(a_first_host_that_swallows_packets_does_not_hide_the_second),
         WITH_PG(a_read_only_server_is_passed_by),
         WITH_PG(the_connection_string_wins_over_our_settings),

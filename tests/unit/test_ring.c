@@ -429,21 +429,25 @@ static const char *seen_fault(struct stress *stress)
     return atomic_load_explicit(&stress->fault, memory_order_acquire);
 }
 
-/* The reader was told that it is too late: it must be true, at once or in a moment. */
+/* The reader was told that it is too late: then the frame never comes back, and the oldest
+ * position is behind it in a moment. */
 static void skip_lost(struct runner *runner)
 {
     const uint64_t end = clock_usec() + PATIENCE_MSEC * USEC_PER_MSEC;
-    uint64_t oldest, seq;
+    uint64_t oldest = 0, seq;
 
-    for (;;) {
+    while (oldest <= runner->position) {
+        const struct sse_frame *frame;
+        uint64_t position = runner->position;
+
+        ring_enter(runner->reader);
+        const enum ring_result again = ring_read(runner->reader, &position, &frame);
+        ring_leave(runner->reader);
         ring_oldest(runner->reader, &oldest, &seq);
-        if (oldest > runner->position)
-            break;
-        if (clock_usec() > end) {
+        if (again != RING_LAGGED || clock_usec() > end) {
             fault(runner, "LAGGED, and was not overtaken");
             return;
         }
-        sched_yield();
     }
     runner->lost += oldest - runner->position;
     runner->position = oldest;
