@@ -264,7 +264,8 @@ bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
             exchange, 403, "this origin may not publish; see [http] cors_origins");
     else if (unknown != NULL) {
         (void)snprintf(detail, sizeof(detail),
-                       "unknown parameter \"%.*s\"; there are channel and type", unknown);
+                       "unknown parameter \"%.*s\"; there are channel and type",
+                       (int)event_text_cut(unknown, QUOTED_MAX), unknown);
         *ret_result = refuse_unread(exchange, 400, detail);
     } else if (request_check_form(&form, &problem) < 0)
         *ret_result = refuse_unread(exchange, problem.status, problem.detail.text);
@@ -289,6 +290,7 @@ static enum MHD_Result submit(struct exchange *exchange, struct publication *pub
         .count = publication->request.count,
         .deadline_usec = clock_usec() + common->publish_time_usec,
         .done = published,
+        .outcome = PUBLISH_UNAVAILABLE,
     };
     /* Asleep before it is submitted: the answer may come before submit returns. */
     exchange_sleep(exchange);
@@ -419,6 +421,7 @@ static enum MHD_Result begin_reading(struct exchange *exchange)
         .seq = seq,
         .deadline_usec = clock_usec() + common->publish_time_usec,
         .done = read_done,
+        .outcome = REPLAY_UNAVAILABLE,
     };
 
     exchange_sleep(exchange);

@@ -73,7 +73,8 @@ const char *exchange_query(const struct exchange *exchange, const char *name,
 void exchange_sleep(struct exchange *exchange);
 void exchange_wake(struct exchange *exchange);
 
-/* Answers with that text, a heap string that is taken, NULL standing for "no memory". */
+/* Answers with that text, a heap string that is taken. NULL: there was no memory for it, and
+ * MHD_NO closes the connection. */
 enum MHD_Result exchange_text(struct exchange *exchange, unsigned status,
                               const char *content_type, char *text);
 
@@ -81,7 +82,7 @@ enum MHD_Result exchange_text(struct exchange *exchange, unsigned status,
 enum MHD_Result exchange_problem(struct exchange *exchange, unsigned status,
                                  const char *format, ...) PRINTF_LIKE(3, 4);
 
-/* Answers with a response of the caller's making, which is taken; NULL is a 503. */
+/* Answers with a response of the caller's making, which is taken. NULL: as above. */
 enum MHD_Result exchange_queue(struct exchange *exchange, unsigned status,
                                struct MHD_Response *response);
 

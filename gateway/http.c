@@ -9,7 +9,8 @@
 #include "http.h"
 #include "shard.h"
 
-#define METHODS_MAX 3
+/* Of what somebody sent, so much is repeated in a complaint about it. */
+#define QUOTED_MAX 200
 
 /* Bodies being received, all together, may weigh so many times one body's limit. */
 #define BODIES_MAX 64
@@ -78,6 +79,7 @@ struct soundness {
     unsigned hosts;
     unsigned lengths;
     unsigned codings;
+    size_t bytes; /* that the header's lines take at the most, as they are known here */
     const char *fault; /* the first one found */
 };
 
@@ -131,21 +133,40 @@ static enum MHD_Result look_at_header(void *argument, enum MHD_ValueKind kind,
     struct soundness *soundness = argument;
 
     (void)kind;
+    soundness->bytes += name_len + strlen(": ") + value_len + strlen("\r\n");
     if (soundness->fault == NULL)
         soundness->fault = header_fault(soundness, name, name_len,
                                         value != NULL ? value : "", value_len);
     return MHD_YES;
 }
 
+/* The lobby has looked at the bytes of a connection's first header. Later ones are seen by
+ * libmicrohttpd alone, which cuts a line at a NUL: then the header is longer than all that
+ * is known of it. (So it is with white space that nobody needs.) */
+static bool has_hidden_bytes(const struct exchange *exchange, const char *version,
+                             const struct soundness *soundness, size_t header_len)
+{
+    const struct connection *connection = exchange->connection;
+    const size_t line = strlen(exchange->method) + connection->uri_len + strlen(version) +
+                        strlen("  \r\n");
+
+    return connection->requests > 1 &&
+           header_len > line + soundness->bytes + strlen("\r\n");
+}
+
 /* NULL, or what is wrong with the request before anybody asks what it wants. */
-static const char *request_fault(struct MHD_Connection *mhd, const char *version)
+static const char *request_fault(const struct exchange *exchange, const char *version,
+                                 size_t header_len)
 {
     struct soundness soundness = {0};
     const bool http11 = strcmp(version, MHD_HTTP_VERSION_1_1) == 0;
 
-    (void)MHD_get_connection_values_n(mhd, MHD_HEADER_KIND, look_at_header, &soundness);
+    (void)MHD_get_connection_values_n(exchange->mhd, MHD_HEADER_KIND, look_at_header,
+                                      &soundness);
     if (soundness.fault != NULL)
         return soundness.fault;
+    if (has_hidden_bytes(exchange, version, &soundness, header_len))
+        return "the header has a NUL in it, or white space that it should not have";
     if (!http11 && strcmp(version, MHD_HTTP_VERSION_1_0) != 0)
         return "only HTTP/1.0 and HTTP/1.1 are spoken here";
     if (soundness.codings > 0 && soundness.lengths > 0)
@@ -155,6 +176,26 @@ static const char *request_fault(struct MHD_Connection *mhd, const char *version
     if (soundness.hosts == 0 && http11)
         return "there is no Host header";
     return NULL;
+}
+
+void *http_begun(void *argument, const char *uri, struct MHD_Connection *mhd)
+{
+    struct connection *connection = connection_of(mhd);
+
+    (void)argument;
+    if (connection != NULL) {
+        connection->requests++;
+        connection->uri_len = uri != NULL ? strlen(uri) : 0;
+    }
+    return NULL; /* http_answer()'s *state at its first call */
+}
+
+static size_t header_length(struct MHD_Connection *mhd)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
+
+    return info != NULL ? info->header_size : 0;
 }
 
 static int hex_value(char digit)
@@ -318,8 +359,9 @@ static enum MHD_Result begin(struct http *http, struct exchange *exchange)
 
     if (route == NULL) {
         exchange->close = strcmp(method, MHD_HTTP_METHOD_GET) != 0;
-        return exchange_problem(exchange, MHD_HTTP_NOT_FOUND,
-                                "there is nothing at %.200s", exchange->path);
+        return exchange_problem(exchange, MHD_HTTP_NOT_FOUND, "there is nothing at %.*s",
+                                (int)event_text_cut(exchange->path, QUOTED_MAX),
+                                exchange->path);
     }
     if (strcmp(method, MHD_HTTP_METHOD_GET) == 0 ||
         strcmp(method, MHD_HTTP_METHOD_HEAD) == 0)
@@ -355,13 +397,18 @@ static enum MHD_Result open_exchange(struct http *http, struct MHD_Connection *m
     connection->idle = false;
     connection_allow(connection, http->settings.body_time_usec);
 
-    const char *fault = request_fault(mhd, version);
-    if (fault == NULL)
+    const size_t header_len = header_length(mhd);
+    const char *fault = request_fault(exchange, version, header_len);
+    if (fault == NULL && header_len <= http->settings.header_max)
         return begin(http, exchange);
 
     stats_add(http->settings.stats, STATS_REQUESTS_BAD, 1);
     exchange->close = true;
-    return exchange_problem(exchange, MHD_HTTP_BAD_REQUEST, "%s", fault);
+    if (fault != NULL)
+        return exchange_problem(exchange, MHD_HTTP_BAD_REQUEST, "%s", fault);
+    return exchange_problem(exchange, MHD_HTTP_REQUEST_HEADER_FIELDS_TOO_LARGE,
+                            "the header is larger than %zu bytes",
+                            http->settings.header_max);
 }
 
 /* More of a body. What is over a limit is read and forgotten, to be answered at its end. */

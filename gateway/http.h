@@ -38,6 +38,7 @@ struct http_settings {
     const struct page *page;
     const char *cors_origins;
     uint64_t retry_usec;
+    size_t header_max;       /* bytes of one header */
     size_t body_max;         /* bytes of one POST */
     uint64_t body_time_usec; /* from a header to the end of its body; and for an answer */
     uint64_t keep_alive_usec;   /* between two requests of a connection */
@@ -55,6 +56,9 @@ enum MHD_Result http_answer(void *argument, struct MHD_Connection *mhd, const ch
                             size_t *upload_len, void **state);
 void http_completed(void *argument, struct MHD_Connection *mhd, void **state,
                     enum MHD_RequestTerminationCode how);
+
+/* For MHD_OPTION_URI_LOG_CALLBACK: a request line has been read. */
+void *http_begun(void *argument, const char *uri, struct MHD_Connection *mhd);
 
 /* For MHD_OPTION_UNESCAPE_CALLBACK: percent-decoding in place that cannot make a NUL. */
 size_t http_unescape(void *argument, struct MHD_Connection *mhd, char *text);

@@ -25,7 +25,7 @@
 #define QUERY_USEC      (3 * USEC_PER_SEC)
 #define SWEEP_USEC      (10 * USEC_PER_SEC) /* may wait for the order lock */
 #define LOOK_USEC       USEC_PER_SEC
-#define STRAGGLERS_USEC (60 * USEC_PER_SEC)
+#define STRAGGLERS_USEC (10 * USEC_PER_SEC)
 
 /* A round trip older than this is no proof of life: a look comes every second and may
  * take three. */
@@ -352,6 +352,8 @@ static int begin_listening(struct listener *listener, struct err *err)
         r = ask(listener, "LISTEN gateway_wake", QUERY_USEC, NULL, err);
     if (r == 0)
         r = look(listener, &reason, err);
+    /* It may be another database than before: a dump restored, a standby promoted. */
+    listener->straggler_usec = 0;
     if (r == 0 && listener->writable)
         r = sweep(listener, err);
     if (r == 0)

@@ -530,6 +530,8 @@ const char *request_status_text(unsigned status)
         return "Unsupported Media Type";
     case 417:
         return "Expectation Failed";
+    case 431:
+        return "Request Header Fields Too Large";
     case 429:
         return "Too Many Requests";
     case 503:

@@ -229,9 +229,10 @@ void ring_push(struct ring *ring, struct sse_frame *frame)
     ring->bytes += weight;
     /* Both releases meet the acquires in ring_read(). */
     atomic_store_explicit(slot_of(ring, next), frame, memory_order_release);
-    atomic_store_explicit(&ring->newest_seq, frame->seq, memory_order_release);
     /* Sequentially consistent for the sleepers: see ring_sleep(). */
     atomic_store_explicit(&ring->next, next + 1, memory_order_seq_cst);
+    /* After the position: who sees the seq in ring_find() sees its event too. */
+    atomic_store_explicit(&ring->newest_seq, frame->seq, memory_order_release);
     limbo_turn(ring);
 }
 

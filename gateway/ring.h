@@ -25,14 +25,13 @@
  * on. Whoever enters later cannot find the frame any more: it left its slot before the
  * counters were read.
  *
- *     writer:  slot = NULL    then    read counter          both sequentially consistent,
- *     reader:  counter = odd  then    read slot             so one of the two sees the
- * other
+ *     writer:  slot = NULL    then  read counter     both sequentially consistent, so
+ *     reader:  counter = odd  then  read slot        one of the two sees the other
  *
  * Threads: one pushes (ring_push, ring_wake); each reader is used by one thread.
  * Locks:   none.
- * Cost:    push O(1) amortised; read O(1) a frame; a round two atomic stores; capacity *
- * 8 bytes beside the frames.
+ * Cost:    push O(1) amortised; read O(1) a frame; a round two atomic stores; capacity * 8
+ *          bytes beside the frames.
  */
 #ifndef RING_H
 #define RING_H

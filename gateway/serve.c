@@ -23,8 +23,9 @@
 #include "stats.h"
 #include "thread.h"
 
-/* Descriptors that are not connections: sockets, epoll sets, eventfds, the database's. */
-#define OTHER_FDS(shards) (64 + 16 * (shards))
+/* Descriptors that are no places: sockets, epoll sets, eventfds, the database's, and those of
+ * connections over the limit. */
+#define OTHER_FDS(shards) (64 + 16 * (shards) + SHARD_SURPLUS_MAX)
 
 /* Connections that have not said anything yet. */
 #define GUESTS_MAX ((size_t)2048)
@@ -37,8 +38,10 @@
 /* While it drains: how often to look whether everybody has gone. */
 #define DRAIN_LOOK_MSEC 20
 
-/* A thread without a sign of life for so long is stuck, whatever the watchdog's time. */
-#define STUCK_USEC (10 * USEC_PER_SEC)
+/* Without a sign of life for so long a thread is stuck, whatever the watchdog's time. Those
+ * that talk to PostgreSQL may wait for a name server for the better part of a minute. */
+#define SHARD_STUCK_USEC (10 * USEC_PER_SEC)
+#define DOOR_STUCK_USEC  (60 * USEC_PER_SEC)
 
 struct serve {
     const struct config *config;
@@ -207,6 +210,7 @@ static int build_front(struct serve *serve, struct err *err)
         .page = serve->page,
         .cors_origins = config->http.cors_origins,
         .retry_usec = config->stream.retry_usec,
+        .header_max = config->limits.header_bytes,
         .body_max = config->limits.body_bytes,
         .body_time_usec = config->limits.body_time_usec,
         .keep_alive_usec = config->limits.keep_alive_usec,
@@ -243,6 +247,7 @@ static int build_shards(struct serve *serve, struct err *err)
             .answer = http_answer,
             .completed = http_completed,
             .unescape = http_unescape,
+            .begun = http_begun,
             .argument = serve->http,
         },
         err);
@@ -307,27 +312,26 @@ static void tell_state(struct serve *serve)
         service_status("%s", status.reason);
 }
 
-static bool is_stuck(const struct thread *thread, uint64_t now)
+static bool is_alive(const struct thread *thread, uint64_t since_usec)
 {
-    const uint64_t beat = thread_last_beat(thread);
-
-    return beat + STUCK_USEC < now;
+    return thread_last_beat(thread) >= since_usec;
 }
 
 static void feed_watchdog(const struct serve *serve)
 {
     const uint64_t now = clock_usec();
-    bool stuck = is_stuck(listener_thread(serve->listener), now) ||
-                 is_stuck(publisher_thread(serve->publisher), now) ||
-                 is_stuck(replay_thread(serve->replay), now);
+    const uint64_t doors_since = now - MIN(now, DOOR_STUCK_USEC);
+    const uint64_t shards_since = now - MIN(now, SHARD_STUCK_USEC);
+    bool alive = is_alive(listener_thread(serve->listener), doors_since) &&
+                 is_alive(publisher_thread(serve->publisher), doors_since) &&
+                 is_alive(replay_thread(serve->replay), doors_since);
 
     for (unsigned i = 0; i < serve->shard_count; i++)
-        stuck = stuck || is_stuck(shards_thread(serve->shards, i), now);
-    if (stuck)
-        log_error("a thread has shown no sign of life for %d s",
-                  (int)(STUCK_USEC / USEC_PER_SEC));
-    else
+        alive = alive && is_alive(shards_thread(serve->shards, i), shards_since);
+    if (alive)
         service_watchdog();
+    else
+        log_error("a thread shows no sign of life; the watchdog is not fed");
 }
 
 /* Waits for a signal that ends the program. */

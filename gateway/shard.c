@@ -15,11 +15,10 @@
 /* One turn of the loop takes no more than this from each listening socket. */
 #define ACCEPT_BATCH 64
 
-/* Connections over the limit that are still told so, rather than just closed. */
-#define SURPLUS_MAX 256
-
-/* Out of descriptors: the time until accepting is tried again. */
+/* Out of descriptors: the time until accepting is tried again, and until the log is told
+ * again. */
 #define ACCEPT_PAUSE_USEC (100 * USEC_PER_MSEC)
+#define ACCEPT_TELL_USEC  (60 * USEC_PER_SEC)
 
 /* libmicrohttpd is run until it has nothing to do, but for others' sake not for ever. */
 #define RUNS_MAX 16
@@ -36,6 +35,7 @@ enum daemon_kind { STREAMS_SMALL, STREAMS_MEDIUM, STREAMS_LARGE, WORK, DAEMON_CO
 
 struct daemon {
     struct poller_source source;
+    struct shard *shard;
     struct MHD_Daemon *mhd;
     bool pending; /* it has something to do */
 };
@@ -61,11 +61,10 @@ struct shard {
     struct daemon daemons[DAEMON_COUNT];
     struct listening *listening;
     struct wheel_timer accept_again;
+    uint64_t accept_told_usec; /* when the log was last told that accepting fails */
     struct poller_source mailbox_source;
     struct poller_source ring_source;
     struct connection *connections;
-    struct daemon *arriving; /* of the connection being added: whose it will be */
-    bool arriving_surplus;   /* likewise: it is over the limit */
     bool draining;
     bool stopping;
 };
@@ -172,17 +171,25 @@ static void accept_again(struct wheel_timer *timer)
 {
     struct shard *shard = CONTAINER_OF(timer, struct shard, accept_again);
 
-    if (!shard->draining && start_listening(shard) < 0)
-        log_error("could not watch the listening sockets again");
+    if (shard->draining)
+        return;
+    stop_listening(shard); /* after half a success */
+    if (start_listening(shard) < 0)
+        wheel_set(shard->wheel, timer, clock_usec() + ACCEPT_PAUSE_USEC);
 }
 
 /* Out of descriptors or memory. Who waits in the backlog waits a little longer. */
 static void pause_accepting(struct shard *shard, int error)
 {
-    if (!wheel_timer_is_set(&shard->accept_again))
+    const uint64_t now = clock_usec();
+
+    if (now >= shard->accept_told_usec + ACCEPT_TELL_USEC ||
+        shard->accept_told_usec == 0) {
         log_warning("could not accept connections: %s; trying again", strerror(error));
+        shard->accept_told_usec = now;
+    }
     stop_listening(shard);
-    wheel_set(shard->wheel, &shard->accept_again, clock_usec() + ACCEPT_PAUSE_USEC);
+    wheel_set(shard->wheel, &shard->accept_again, now + ACCEPT_PAUSE_USEC);
 }
 
 static void listening_ready(struct poller_source *source, uint32_t events)
@@ -231,17 +238,14 @@ static enum daemon_kind daemon_for(const struct shard *shard,
 static void arrived(void *argument, const struct lobby_arrival *arrival)
 {
     struct shard *shard = argument;
-    const size_t connections =
-        atomic_load_explicit(&shard->all->connections, memory_order_relaxed);
     struct daemon *daemon = &shard->daemons[daemon_for(shard, arrival)];
 
-    if (connections >= shard->all->settings.connections_max + SURPLUS_MAX) {
+    if (shards_connections(shard->all) >=
+        shard->all->settings.connections_max + SHARD_SURPLUS_MAX) {
         stats_add(shard->all->settings.stats, STATS_CONNECTIONS_REFUSED, 1);
         close(arrival->fd);
         return;
     }
-    shard->arriving = daemon;
-    shard->arriving_surplus = connections >= shard->all->settings.connections_max;
     /* It closes the descriptor itself when it fails. */
     (void)MHD_add_connection(daemon->mhd, arrival->fd,
                              (const struct sockaddr *)&arrival->address,
@@ -249,35 +253,42 @@ static void arrived(void *argument, const struct lobby_arrival *arrival)
     daemon->pending = true;
 }
 
+static void count_connection(struct shard *shard, int change)
+{
+    atomic_fetch_add_explicit(&shard->all->connections, (size_t)change,
+                              memory_order_relaxed);
+    atomic_fetch_add_explicit(&shard->load, (size_t)change, memory_order_relaxed);
+    stats_gauge_add(shard->all->settings.stats, STATS_CONNECTIONS, change);
+}
+
+/* libmicrohttpd tells of a connection: within MHD_add_connection(), or when it is run. */
 static void connection_changed(void *argument, struct MHD_Connection *mhd, void **context,
                                enum MHD_ConnectionNotificationCode change)
 {
-    struct shard *shard = argument;
+    struct daemon *daemon = argument;
+    struct shard *shard = daemon->shard;
+    const struct shard_settings *settings = &shard->all->settings;
 
-    if (change == MHD_CONNECTION_NOTIFY_STARTED) {
-        *context = connection_new(
-            &(struct connection){
-                .mhd = mhd,
-                .shard = shard,
-                .wheel = shard->wheel,
-                .work = &shard->arriving->pending,
-                .stats = shard->all->settings.stats,
-                .surplus = shard->arriving_surplus,
-            },
-            &shard->connections);
-        /* Its header is there; but it may be nothing but empty lines. */
-        if (*context != NULL)
-            connection_allow(*context, shard->all->settings.header_time_usec);
-        atomic_fetch_add_explicit(&shard->all->connections, 1, memory_order_relaxed);
-        atomic_fetch_add_explicit(&shard->load, 1, memory_order_relaxed);
-        stats_gauge_add(shard->all->settings.stats, STATS_CONNECTIONS, 1);
-    } else {
+    if (change != MHD_CONNECTION_NOTIFY_STARTED) {
         connection_free(*context);
         *context = NULL;
-        atomic_fetch_sub_explicit(&shard->all->connections, 1, memory_order_relaxed);
-        atomic_fetch_sub_explicit(&shard->load, 1, memory_order_relaxed);
-        stats_gauge_add(shard->all->settings.stats, STATS_CONNECTIONS, -1);
+        count_connection(shard, -1);
+        return;
     }
+    *context = connection_new(
+        &(struct connection){
+            .mhd = mhd,
+            .shard = shard,
+            .wheel = shard->wheel,
+            .work = &daemon->pending,
+            .stats = settings->stats,
+            .surplus = shards_connections(shard->all) >= settings->connections_max,
+        },
+        &shard->connections);
+    /* Its header is there; but it may be nothing but empty lines. */
+    if (*context != NULL)
+        connection_allow(*context, settings->header_time_usec);
+    count_connection(shard, 1);
 }
 
 PRINTF_LIKE(2, 0)
@@ -302,8 +313,9 @@ static int daemon_start(struct shard *shard, enum daemon_kind kind, size_t pool_
 {
     const struct shard_settings *settings = &shard->all->settings;
     struct daemon *daemon = &shard->daemons[kind];
-    const size_t limit = settings->connections_max + SURPLUS_MAX;
+    const size_t limit = settings->connections_max + SHARD_SURPLUS_MAX;
 
+    daemon->shard = shard;
     daemon->mhd = MHD_start_daemon(
         MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_NO_LISTEN_SOCKET |
             MHD_USE_TURBO | MHD_USE_ERROR_LOG,
@@ -311,7 +323,8 @@ static int daemon_start(struct shard *shard, enum daemon_kind kind, size_t pool_
         daemon_logs, NULL, MHD_OPTION_CONNECTION_LIMIT, (unsigned)limit,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, pool_bytes, MHD_OPTION_CONNECTION_TIMEOUT, 0U,
         MHD_OPTION_UNESCAPE_CALLBACK, settings->unescape, NULL,
-        MHD_OPTION_NOTIFY_CONNECTION, connection_changed, shard,
+        MHD_OPTION_URI_LOG_CALLBACK, settings->begun, settings->argument,
+        MHD_OPTION_NOTIFY_CONNECTION, connection_changed, daemon,
         MHD_OPTION_NOTIFY_COMPLETED, settings->completed, settings->argument,
         MHD_OPTION_END);
     if (daemon->mhd == NULL)
@@ -416,27 +429,26 @@ static void stop_delivered(struct mail *mail)
     CONTAINER_OF(mail, struct shard, stop_mail)->stopping = true;
 }
 
-/* A daemon must not be stopped while a connection of its own sleeps: all are woken, and
- * libmicrohttpd is given the time to say their last words. */
+/* A daemon must not be stopped while a connection of its own sleeps. Streams are ended.
+ * Requests have their answer by now, or get it at once, as a letter: also those that
+ * libmicrohttpd reads to their end only here. */
 static void wake_everybody(struct shard *shard)
 {
     fanout_close(shard->fanout);
-    for (struct connection *connection = shard->connections; connection != NULL;
-         connection = connection->next) {
-        if (connection->asleep)
-            connection_wake(connection);
-    }
     for (int i = 0; i < RUNS_MAX; i++) {
+        (void)mailbox_deliver(&shard->mailbox);
         for (enum daemon_kind kind = 0; kind < DAEMON_COUNT; kind++)
             shard->daemons[kind].pending = true;
         (void)run_daemons(shard);
     }
+    (void)mailbox_deliver(&shard->mailbox);
 }
 
 static void shard_run(void *argument)
 {
     struct shard *shard = argument;
 
+    THREAD_ASSERT(THREAD_SHARD);
     while (!shard->stopping)
         take_turn(shard);
 

@@ -2,21 +2,20 @@
  * shard.h - one thread: its connections, its epoll, its subscribers.
  *
  *   listening sockets (shared) ──> accept ──> the shard with the fewest ──> lobby
- *                                                                            │ header
- * complete ┌───────────────────────────────────────────────────────────────────┘
+ *                                                                             │
+ *        ┌───────────────────────(header complete)────────────────────────────┘
  *        v
  *   libmicrohttpd daemons of this shard, driven by its loop
- *        streams  2 KiB ┐
- *        streams  8 KiB ├─ by the length of the header: memory per idle subscriber
- *        streams 64 KiB ┘
- *        work             everything else: waking a POST walks a daemon's whole list of
- *                         sleepers, so streams sleep in other daemons
+ *        streams, small  ┐
+ *        streams, medium ├─ by what the header takes: memory per idle subscriber
+ *        streams, large  ┘
+ *        work               everything else: waking a POST walks a daemon's whole list of
+ *                           sleepers, so streams sleep in other daemons
  *
  * The loop: time, mail, sockets, libmicrohttpd, a round of the fan-out; then it sleeps on
  * its epoll set alone.
  *
- * Always true: nothing of a connection is ever touched by another thread than its
- * shard's.
+ * Always true: nothing of a connection is ever touched by another thread than its shard's.
  *
  * Threads: shards_* on main; shard_* on the shard's own, but for shard_post().
  */
@@ -38,6 +37,9 @@ struct shards;
 struct shard;
 struct thread;
 
+/* Connections over the limit that are still told so, rather than just closed. */
+#define SHARD_SURPLUS_MAX 256
+
 struct shard_settings {
     unsigned count; /* shards; the ring has a reader for each */
     const int
@@ -56,6 +58,7 @@ struct shard_settings {
     MHD_AccessHandlerCallback answer;
     MHD_RequestCompletedCallback completed;
     size_t (*unescape)(void *argument, struct MHD_Connection *mhd, char *text);
+    void *(*begun)(void *argument, const char *uri, struct MHD_Connection *mhd);
     void *argument;
 };
 

@@ -347,9 +347,13 @@ void stream_yield(struct stream *stream)
 
 static void fall_behind(struct stream *stream, uint64_t position, uint32_t offset)
 {
+    const bool was_live = stream->phase == STREAM_LIVE;
+
     set_phase(stream, STREAM_BEHIND);
     stream->position = position;
     stream->offset = offset;
+    if (was_live)
+        set_timer(stream);
 }
 
 void stream_is_live(struct stream *stream)
@@ -474,6 +478,8 @@ static void send_heartbeat(struct stream *stream)
     static const char chunk[] = "2\r\n" HEARTBEAT "\r\n";
     const char *bytes = stream->chunked ? chunk : HEARTBEAT;
     const size_t len = strlen(bytes);
+    if (stream->rest != NULL) /* something of ours is on its way as it is */
+        return;
     const ssize_t sent = took(
         stream, send(stream->connection->fd, bytes, len, MSG_NOSIGNAL | MSG_DONTWAIT));
 

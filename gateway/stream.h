@@ -1,9 +1,8 @@
 /*
  * stream.h - one subscriber: what it wants, where it is, what its socket has taken.
  *
- *   GREETING ──(header and first bytes are out)──> LIVE <──> BEHIND ──> ENDING
- *      libmicrohttpd writes                     we write, it is suspended libmicrohttpd
- *                                                                            closes
+ *   GREETING ──(header and first bytes are out)──> LIVE <──> BEHIND ──────> ENDING
+ *      libmicrohttpd writes                    asleep: we write         libmicrohttpd closes
  *
  * LIVE: everything up to its shard's position has been handed to the socket. BEHIND: the
  * socket would not take all of it, or the subscriber came back for older events; its own

@@ -24,6 +24,8 @@ CREATE TABLE gateway.events (
     data       json NOT NULL,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
 
+    CONSTRAINT seq_positive CHECK (seq > 0),
+    CONSTRAINT created_at_finite CHECK (isfinite(created_at)),
     CONSTRAINT channel_length CHECK (octet_length(channel) BETWEEN 1 AND 255),
     CONSTRAINT channel_characters CHECK (channel !~ '[\x01-\x1f\x7f-\x9f]|\*$'),
     CONSTRAINT type_length CHECK (octet_length(type) BETWEEN 1 AND 255),
@@ -70,13 +72,15 @@ CREATE TABLE gateway.sweeps (
 );
 
 
--- Which database, on which timeline, and which table in it: changes with a promotion or a
--- point-in-time recovery (timeline), with a dump restored elsewhere or a pg_upgrade
--- (system identifier) and with a dump restored or a database cloned in place (table).
+-- Which cluster, on which timeline, which database and which table in it: changes with a
+-- promotion or a point-in-time recovery (timeline), with a dump restored elsewhere or a
+-- pg_upgrade (system identifier), with a database cloned (database) and with a dump restored
+-- in place (table).
 CREATE FUNCTION gateway.identity() RETURNS text
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('%s/%s/%s', (SELECT system_identifier FROM pg_control_system()),
+    SELECT format('%s/%s/%s/%s', (SELECT system_identifier FROM pg_control_system()),
                   left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),
+                  (SELECT oid FROM pg_database WHERE datname = current_database()),
                   'gateway.events'::regclass::oid)
 $$;
 
@@ -145,6 +149,21 @@ BEGIN
 END
 $$;
 
+-- Nothing waits for a number: says so, in order that the rows of a transaction which has
+-- begun since, and stays open, are looked at once and then passed by. Caller holds the order
+-- lock and has called sweep_needed(); the snapshot must be older than that look.
+CREATE FUNCTION gateway.sweep_advance(looked pg_snapshot) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    this_step bigint;
+BEGIN
+    INSERT INTO gateway.sweeps (step, done)
+    SELECT max(s.step) + 1, looked FROM gateway.sweeps s
+    RETURNING step - 1 INTO this_step;
+    DELETE FROM gateway.sweeps s WHERE s.step <= this_step;
+END
+$$;
+
 -- Numbers up to `batch` committed rows; returns how many. Caller holds the order lock, in
 -- a READ COMMITTED transaction that has inserted no row without a number.
 --
@@ -210,7 +229,7 @@ $$;
 -- Numbers up to `batch` rows that applications have committed; returns how many, so that
 -- the caller comes again at once when it was a full batch. Costs next to nothing when
 -- there is none. `stragglers` also looks for rows that the snapshots do not explain: locked
--- at the time, copied in with transaction numbers of their own. Once a minute is enough.
+-- at the time, copied in with transaction numbers of their own. Now and then is enough.
 -- Must be the only statement of its transaction.
 CREATE FUNCTION gateway.sweep(batch integer DEFAULT 5000, stragglers boolean DEFAULT false)
 RETURNS integer
@@ -238,10 +257,15 @@ CREATE FUNCTION gateway.publish_batch(channels text[], types text[], datas text[
                                       OUT first_seq bigint, OUT last_seq bigint,
                                       OUT xid xid8)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    before_look pg_snapshot;
 BEGIN
     PERFORM gateway.lock_order();
+    before_look := pg_current_snapshot();
     IF gateway.sweep_needed() THEN
         PERFORM gateway.sweep_locked(5000, false);
+    ELSE
+        PERFORM gateway.sweep_advance(before_look);
     END IF;
 
     -- Rows that need no sweep need not wake a sweeper.
@@ -283,7 +307,7 @@ $$;
 CREATE TRIGGER ring_sweeper AFTER INSERT ON gateway.events FOR EACH STATEMENT
     WHEN (current_setting('gateway.quiet', true) IS DISTINCT FROM 'on')
     EXECUTE FUNCTION gateway.ring_sweeper();
--- ALWAYS: also for rows that logical replication or a restore brings in.
+-- ALWAYS: also in sessions that replay what others did (session_replication_role).
 ALTER TABLE gateway.events ENABLE ALWAYS TRIGGER ring_sweeper;
 
 INSERT INTO gateway.incarnations (base, identity) VALUES (0, gateway.identity());
@@ -291,6 +315,7 @@ INSERT INTO gateway.sweeps (step, done) VALUES (1, '1:1:');
 
 -- Anyone may publish whom the operator lets; only gateways number.
 REVOKE EXECUTE ON FUNCTION gateway.begin_incarnation(text), gateway.lock_order(),
-    gateway.sweep_needed(), gateway.sweep_locked(integer, boolean),
+    gateway.sweep_needed(), gateway.sweep_advance(pg_snapshot),
+    gateway.sweep_locked(integer, boolean),
     gateway.sweep(integer, boolean), gateway.publish_batch(text[], text[], text[])
     FROM PUBLIC;

@@ -160,6 +160,34 @@ def test_no_nul_and_no_second_host_get_through(target):
         refused_or_closed(target, MALFORMED[name])
 
 
+HIDDEN = {
+    "in the path": b"GET /healthz\0x HTTP/1.1\r\nHost: x\r\n\r\n",
+    "in the query": b"GET /healthz?a=\0x HTTP/1.1\r\nHost: x\r\n\r\n",
+    "in a value": b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n",
+    "behind a value": b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\0\r\n\r\n",
+    "in a name": b"GET /healthz HTTP/1.1\r\nHost: x\r\nX\0: a\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("place", HIDDEN)
+def test_a_nul_in_a_later_request_is_refused_too(target, place):
+    """The lobby sees the bytes of a connection's first request alone."""
+    with target.raw() as connection:
+        connection.send(build_request("GET", "/healthz", [("Accept", "*/*"), ("Empty", "")]))
+        assert connection.read_response().status == 200
+        connection.send(HIDDEN[place])
+        assert connection.read_response().status == 400
+        connection.wait_closed()
+
+
+def test_the_header_limit_holds_for_later_requests_too(target):
+    with target.raw() as connection:
+        for size, status in ((10, 200), (15000, 200), (20000, 431)):
+            connection.send(build_request("GET", "/healthz", [("X", "y" * size)]))
+            assert connection.read_response().status == status
+        connection.wait_closed()
+
+
 def test_random_bytes_never_harm(target):
     chance = random.Random(4711)
     words = [b"GET ", b"POST ", b"/events", b" HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n", b"\r\n\r\n",
