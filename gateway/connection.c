@@ -1,14 +1,37 @@
 #include <assert.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include "clock.h"
 #include "connection.h"
 
-static void deadline_passed(struct wheel_timer *timer)
+/* While something is awaited of the peer: how often to look whether it is still there. */
+#define LOOK_USEC USEC_PER_SEC
+
+/* libmicrohttpd can miss the end of input that comes right behind a lot of it. */
+static bool peer_has_left(const struct connection *connection)
+{
+    struct pollfd socket = {.fd = connection->fd, .events = POLLRDHUP};
+
+    return poll(&socket, 1, 0) > 0;
+}
+
+static void look_again(struct connection *connection, uint64_t now_usec)
+{
+    wheel_set(connection->wheel, &connection->deadline,
+              MIN(connection->until_usec, now_usec + LOOK_USEC));
+}
+
+static void time_passed(struct wheel_timer *timer)
 {
     struct connection *connection = CONTAINER_OF(timer, struct connection, deadline);
+    const uint64_t now = clock_usec();
 
-    if (!connection->idle)
+    if (now < connection->until_usec && !peer_has_left(connection)) {
+        look_again(connection, now);
+        return;
+    }
+    if (now >= connection->until_usec && !connection->idle)
         stats_add(connection->stats, STATS_CONNECTIONS_EXPIRED, 1);
     connection_shut(connection);
 }
@@ -26,7 +49,7 @@ struct connection *connection_new(const struct connection *model,
     }
     *connection = *model;
     connection->fd = info->connect_fd;
-    connection->deadline.fire = deadline_passed;
+    connection->deadline.fire = time_passed;
 
     connection->next = *first;
     connection->link = first;
@@ -57,10 +80,19 @@ struct connection *connection_of(struct MHD_Connection *mhd)
 
 void connection_allow(struct connection *connection, uint64_t usec)
 {
-    if (usec == CLOCK_NEVER)
-        wheel_remove(connection->wheel, &connection->deadline);
-    else
-        wheel_set(connection->wheel, &connection->deadline, clock_usec() + usec);
+    const uint64_t now = clock_usec();
+
+    connection->until_usec = now + usec;
+    look_again(connection, now);
+}
+
+void connection_leave(struct connection *connection)
+{
+    char byte;
+
+    /* A request that is there already is still answered. */
+    if (connection->idle && recv(connection->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) <= 0)
+        connection_shut(connection);
 }
 
 void connection_shut(struct connection *connection)

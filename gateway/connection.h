@@ -37,6 +37,7 @@ struct connection {
     unsigned long requests; /* begun on it */
     size_t uri_len;         /* of the request line's URI as it came, up to a NUL in it */
     struct wheel_timer deadline;
+    uint64_t until_usec; /* the deadline itself; the timer comes by before it */
 
     struct connection *next; /* the shard's list */
     struct connection **link;
@@ -51,8 +52,12 @@ void connection_free(struct connection *connection);
 /* The struct of a libmicrohttpd connection; NULL if there was no memory for it. */
 struct connection *connection_of(struct MHD_Connection *mhd);
 
-/* What it is doing must be over `usec` from now; CLOCK_NEVER: it may take its time. */
+/* What it is doing must be over `usec` from now, or it is shut. It is shut within a second,
+ * too, when its peer has closed. */
 void connection_allow(struct connection *connection, uint64_t usec);
+
+/* Ends it if it is between two requests. */
+void connection_leave(struct connection *connection);
 
 /* Ends it from our side, whatever it is doing, unless it is asleep. */
 void connection_shut(struct connection *connection);

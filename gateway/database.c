@@ -323,25 +323,17 @@ static int refused(struct database *database, const PGresult *result, struct err
 static int check_result(struct database *database, const PGresult *result,
                         struct err *err)
 {
-    switch (PQresultStatus(result)) {
-    case PGRES_COMMAND_OK:
-    case PGRES_TUPLES_OK:
-    case PGRES_SINGLE_TUPLE:
-    case PGRES_EMPTY_QUERY:
-    case PGRES_PIPELINE_SYNC:
+    /* Not a switch: newer libraries have more of them. */
+    const ExecStatusType status = PQresultStatus(result);
+
+    if (status == PGRES_COMMAND_OK || status == PGRES_TUPLES_OK ||
+        status == PGRES_SINGLE_TUPLE || status == PGRES_EMPTY_QUERY ||
+        status == PGRES_PIPELINE_SYNC)
         return 0;
-    case PGRES_PIPELINE_ABORTED: /* the error was an earlier statement's */
+    if (status == PGRES_PIPELINE_ABORTED) /* the error was an earlier statement's */
         return -EIO;
-    case PGRES_NONFATAL_ERROR:
-    case PGRES_FATAL_ERROR:
+    if (status == PGRES_NONFATAL_ERROR || status == PGRES_FATAL_ERROR)
         return refused(database, result, err);
-    case PGRES_BAD_RESPONSE:
-    case PGRES_COPY_OUT:
-    case PGRES_COPY_IN:
-    case PGRES_COPY_BOTH:
-    default:
-        break;
-    }
     return err_set(err, -EPROTO, "the database gave an answer that nobody asked for");
 }
 

@@ -85,6 +85,20 @@ static bool is_connection_string(const char *text)
            strncmp(text, "postgresql://", 13) == 0 || strchr(text, '=') != NULL;
 }
 
+/* libpq would quote what is no port, and that may be a piece of a password. */
+static int check_ports(const PQconninfoOption *options, struct err *err)
+{
+    for (; options->keyword != NULL; options++) {
+        if (strcmp(options->keyword, "port") == 0 && options->val != NULL &&
+            strspn(options->val, "0123456789,") != strlen(options->val))
+            return err_set(err, -EINVAL,
+                           "the port in the connection string is not a number (special "
+                           "characters of a password in a URI are written as %%40 for @, "
+                           "%%3A for :, %%2F for /)");
+    }
+    return 0;
+}
+
 static int check(const char *text, struct err *err)
 {
     char *message = NULL;
@@ -97,8 +111,9 @@ static int check(const char *text, struct err *err)
         PQfreemem(message);
         return r;
     }
+    const int result = check_ports(options, err);
     PQconninfoFree(options);
-    return 0;
+    return result;
 }
 
 /* Every setting as libpq will see it: connection string, service file, environment and

@@ -160,6 +160,9 @@ enum MHD_Result events_subscribe(struct exchange *exchange)
     struct query query = {.failed = false};
 
     read_query(exchange, &query);
+    /* A connection that came for a stream has memory for one small header, not for what may
+     * come next: it ends with any other answer. */
+    exchange->close = strcmp(exchange->method, MHD_HTTP_METHOD_HEAD) != 0;
     if (query.failed)
         return exchange_problem(exchange, MHD_HTTP_BAD_REQUEST, "%s", query.err.text);
     if (strcmp(exchange->method, MHD_HTTP_METHOD_HEAD) == 0)
@@ -190,6 +193,7 @@ enum MHD_Result events_subscribe(struct exchange *exchange)
         stream_free(stream);
         return come_back_later(exchange);
     }
+    exchange->close = false;
     add_stream_headers(response);
     return exchange_queue(exchange, MHD_HTTP_OK, response);
 }
@@ -227,19 +231,46 @@ static enum MHD_Result refuse_unread(struct exchange *exchange, unsigned status,
     return exchange_problem(exchange, status, "%s", detail);
 }
 
-static enum MHD_Result check_parameter(void *argument, enum MHD_ValueKind kind,
+/* The parameters of a POST: each once, and no others. */
+struct post_query {
+    unsigned channels;
+    unsigned types;
+    const char *unknown;
+};
+
+static enum MHD_Result count_parameter(void *argument, enum MHD_ValueKind kind,
                                        const char *name, size_t name_len,
                                        const char *value, size_t value_len)
 {
-    const char **unknown = argument;
+    struct post_query *query = argument;
 
     (void)kind;
     (void)name_len;
     (void)value;
     (void)value_len;
-    if (strcmp(name, "channel") != 0 && strcmp(name, "type") != 0)
-        *unknown = name;
+    if (strcmp(name, "channel") == 0)
+        query->channels++;
+    else if (strcmp(name, "type") == 0)
+        query->types++;
+    else
+        query->unknown = name;
     return MHD_YES;
+}
+
+/* 0, or -EINVAL with the problem. */
+static int check_post_query(const struct exchange *exchange, struct err *err)
+{
+    struct post_query query = {0};
+
+    (void)MHD_get_connection_values_n(exchange->mhd, MHD_GET_ARGUMENT_KIND,
+                                      count_parameter, &query);
+    if (query.unknown != NULL)
+        return err_set(err, -EINVAL,
+                       "unknown parameter \"%.*s\"; there are channel and type",
+                       (int)event_text_cut(query.unknown, QUOTED_MAX), query.unknown);
+    if (query.channels > 1 || query.types > 1)
+        return err_set(err, -EINVAL, "an event has one channel and one type");
+    return 0;
 }
 
 bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
@@ -247,11 +278,9 @@ bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
     const struct request_form form = form_of(exchange);
     const char *length = exchange_header(exchange, MHD_HTTP_HEADER_CONTENT_LENGTH);
     struct request_problem problem;
-    const char *unknown = NULL;
-    char detail[160];
+    struct err err;
+    char detail[80];
 
-    (void)MHD_get_connection_values_n(exchange->mhd, MHD_GET_ARGUMENT_KIND,
-                                      check_parameter, &unknown);
     (void)snprintf(detail, sizeof(detail), "the body is larger than %zu bytes",
                    exchange->body_max);
     if (exchange->connection->surplus) {
@@ -262,12 +291,9 @@ bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
     else if (!exchange_origin_is_fine(exchange))
         *ret_result = refuse_unread(
             exchange, 403, "this origin may not publish; see [http] cors_origins");
-    else if (unknown != NULL) {
-        (void)snprintf(detail, sizeof(detail),
-                       "unknown parameter \"%.*s\"; there are channel and type",
-                       (int)event_text_cut(unknown, QUOTED_MAX), unknown);
-        *ret_result = refuse_unread(exchange, 400, detail);
-    } else if (request_check_form(&form, &problem) < 0)
+    else if (check_post_query(exchange, &err) < 0)
+        *ret_result = refuse_unread(exchange, 400, err.text);
+    else if (request_check_form(&form, &problem) < 0)
         *ret_result = refuse_unread(exchange, problem.status, problem.detail.text);
     else if (length != NULL && strtoull(length, NULL, 10) > exchange->body_max)
         *ret_result = refuse_unread(exchange, 413, detail);

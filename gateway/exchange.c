@@ -11,6 +11,17 @@ static void mail_delivered(struct mail *mail)
     connection_wake(CONTAINER_OF(mail, struct exchange, mail)->connection);
 }
 
+/* A client that takes us for a proxy names us in the request line (RFC 9112, 3.2.2). */
+static const char *path_of(const char *target)
+{
+    static const char scheme[] = "http://";
+
+    if (strncasecmp(target, scheme, sizeof(scheme) - 1) != 0)
+        return target;
+    const char *path = strchr(target + sizeof(scheme) - 1, '/');
+    return path != NULL ? path : "/";
+}
+
 struct exchange *exchange_new(struct MHD_Connection *mhd, struct connection *connection,
                               const struct exchange_common *common, const char *path,
                               const char *method, const char *version)
@@ -22,7 +33,7 @@ struct exchange *exchange_new(struct MHD_Connection *mhd, struct connection *con
     exchange->mhd = mhd;
     exchange->connection = connection;
     exchange->common = common;
-    exchange->path = path;
+    exchange->path = path_of(path);
     exchange->method = method;
     exchange->http10 = strcmp(version, MHD_HTTP_VERSION_1_1) != 0;
     exchange->close = connection->surplus;

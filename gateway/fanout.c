@@ -22,7 +22,7 @@
 
 /* What was committed before a drain began is still delivered, rather than left for the next
  * connection to ask for. */
-#define GOODBYE_USEC (200 * USEC_PER_MSEC)
+#define DELIVER_FIRST_USEC (200 * USEC_PER_MSEC)
 
 /* What is new on one topic: a chain of hits, in order. */
 struct run {
@@ -554,7 +554,7 @@ bool fanout_round(struct fanout *fanout)
 
 void fanout_drain(struct fanout *fanout, uint64_t spread_usec)
 {
-    const uint64_t first = clock_usec() + GOODBYE_USEC;
+    const uint64_t first = clock_usec() + DELIVER_FIRST_USEC;
 
     for (struct stream *stream = fanout->streams; stream != NULL; stream = stream->next)
         stream_finish_at(stream, first + clock_random(spread_usec));

@@ -96,8 +96,9 @@ static char *read_line(char *text, int size, void *stream)
         reading->code = begin_section(reading, start);
     if (reading->code < 0)
         return NULL;
-    /* Cut at inih's length, which is enough for the key. */
-    snprintf(text, (size_t)size, "%s", start);
+    /* Cut short of inih's length, which is enough for the key; newer ones refuse a line that
+     * fills it. */
+    snprintf(text, (size_t)size - 1, "%s", start);
     return text;
 }
 

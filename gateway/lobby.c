@@ -122,32 +122,78 @@ static size_t header_length(const char *bytes, size_t len)
     return 0;
 }
 
-static bool is_cookie_line(const char *line, size_t len)
+static bool is_named(const char *line, size_t len, const char *name)
 {
-    static const char name[] = "cookie:";
+    const size_t name_len = strlen(name);
 
-    return len >= sizeof(name) - 1 && strncasecmp(line, name, sizeof(name) - 1) == 0;
+    return len > name_len && line[name_len] == ':' &&
+           strncasecmp(line, name, name_len) == 0;
+}
+
+/* A length is digits, and white space around them. */
+static bool is_length(const char *text, size_t len)
+{
+    size_t digits = 0;
+
+    while (len > 0 && (*text == ' ' || *text == '\t')) {
+        text++;
+        len--;
+    }
+    while (len > 0 && (text[len - 1] == ' ' || text[len - 1] == '\t'))
+        len--;
+    while (digits < len && text[digits] >= '0' && text[digits] <= '9')
+        digits++;
+    return digits > 0 && digits == len && digits < 19;
+}
+
+/* What libmicrohttpd takes, and another reader of the same bytes may take for something
+ * else: a field folded over two lines (RFC 9112, 5.2), a CR alone, a NUL, a length that is
+ * none. `line` is without its end. */
+static bool line_is_sound(const char *line, size_t len, bool first)
+{
+    static const char length[] = "Content-Length";
+
+    if (memchr(line, '\0', len) != NULL || memchr(line, '\r', len) != NULL)
+        return false;
+    if (!first && len > 0 && (line[0] == ' ' || line[0] == '\t'))
+        return false;
+    return first || !is_named(line, len, length) ||
+           is_length(line + sizeof(length), len - sizeof(length));
 }
 
 /* What libmicrohttpd keeps a record of: header lines, parameters of the query, cookies. And
  * what it keeps a copy of: the cookies. Both at the most. */
-static void measure_fields(const char *bytes, size_t len, struct lobby_arrival *arrival)
+static void measure_line(const char *line, size_t len, bool first,
+                         struct lobby_arrival *arrival)
+{
+    const bool cookies = is_named(line, len, "Cookie");
+
+    arrival->field_count++;
+    arrival->cookie_len += cookies ? len : 0;
+    for (size_t i = 0; i < len; i++)
+        arrival->field_count += (first && (line[i] == '?' || line[i] == '&')) ||
+                                (cookies && (line[i] == ';' || line[i] == ':'));
+}
+
+/* Goes through the header; false if it is not sound. */
+static bool look_through(const char *bytes, size_t len, struct lobby_arrival *arrival)
 {
     const char *const end = bytes + len;
     bool first = true;
 
-    for (const char *line = bytes; line < end; first = false) {
+    for (const char *line = bytes; line < end;) {
         const char *line_end = memchr(line, '\n', (size_t)(end - line));
-        const size_t line_len = (size_t)((line_end != NULL ? line_end : end) - line);
-        const bool cookies = is_cookie_line(line, line_len);
+        const char *next = line_end != NULL ? line_end + 1 : end;
+        size_t line_len = (size_t)((line_end != NULL ? line_end : end) - line);
 
-        arrival->field_count++;
-        arrival->cookie_len += cookies ? line_len : 0;
-        for (const char *at = line; at < line + line_len; at++)
-            arrival->field_count += (first && (*at == '?' || *at == '&')) ||
-                                    (cookies && (*at == ';' || *at == ':'));
-        line += line_len + 1;
+        line_len -= line_len > 0 && line[line_len - 1] == '\r';
+        if (!line_is_sound(line, line_len, first))
+            return false;
+        measure_line(line, line_len, first, arrival);
+        first = first && line_len == 0; /* empty lines may come before the request's */
+        line = next;
     }
+    return true;
 }
 
 static bool is_stream_request(const char *bytes, size_t len)
@@ -172,7 +218,10 @@ static void hand_on(struct guest *guest, size_t header_len)
     struct lobby_arrival arrival = guest->arrival;
 
     arrival.header_len = header_len;
-    measure_fields(lobby->peeked, header_len, &arrival);
+    if (!look_through(lobby->peeked, header_len, &arrival)) {
+        turn_away(guest, "400 Bad Request");
+        return;
+    }
     if (arrival.field_count > FIELDS_MAX) {
         turn_away(guest, "431 Request Header Fields Too Large");
         return;
@@ -190,7 +239,6 @@ static void guest_ready(struct poller_source *source, uint32_t events)
     const ssize_t len =
         recv(guest->arrival.fd, lobby->peeked, max, MSG_PEEK | MSG_DONTWAIT);
 
-    (void)events;
     if (len < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (len <= 0) {
@@ -201,12 +249,17 @@ static void guest_ready(struct poller_source *source, uint32_t events)
     const size_t header_len = header_length(lobby->peeked, (size_t)len);
     if (!may_be_http(lobby->peeked[0]))
         turn_away(guest, "400 Bad Request");
-    else if (header_len > 0 && memchr(lobby->peeked, '\0', header_len) != NULL)
-        turn_away(guest, "400 Bad Request");
     else if (header_len > 0)
         hand_on(guest, header_len);
     else if ((size_t)len == max)
         turn_away(guest, "431 Request Header Fields Too Large");
+    else if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+        turn_out(guest); /* it will not say the rest any more */
+}
+
+size_t lobby_count(const struct lobby *lobby)
+{
+    return lobby->guest_count;
 }
 
 void lobby_enter(struct lobby *lobby, int fd, const struct sockaddr *address,

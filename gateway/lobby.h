@@ -53,6 +53,9 @@ void lobby_free(struct lobby *lobby); /* closes who is there */
 void lobby_enter(struct lobby *lobby, int fd, const struct sockaddr *address,
                  socklen_t address_len);
 
+/* How many are there. */
+size_t lobby_count(const struct lobby *lobby);
+
 /* Closes everybody who is there. */
 void lobby_clear(struct lobby *lobby);
 

@@ -336,14 +336,28 @@ static void run_halves(struct publisher *publisher, struct list *list)
     run_list(publisher, list);
 }
 
+/* Data that will never be taken: class 22, 23, 44 (WITH CHECK OPTION), and what somebody's
+ * trigger raises (P0). */
+static bool is_refusal(const char *sqlstate)
+{
+    static const char *const classes[] = {"22", "23", "44", "P0"};
+
+    for (size_t i = 0; i < ARRAY_SIZE(classes); i++) {
+        if (strncmp(sqlstate, classes[i], 2) == 0)
+            return true;
+    }
+    return false;
+}
+
 static void handle_failure(struct publisher *publisher, struct list *list,
                            const char *sqlstate, struct err *err)
 {
-    bool refused = strncmp(sqlstate, "22", 2) == 0 || strncmp(sqlstate, "23", 2) == 0;
+    bool refused = is_refusal(sqlstate);
     bool missing = database_schema_missing(sqlstate, err);
     bool read_only = strcmp(sqlstate, "25006") == 0;
 
-    if (refused && list->first->next != NULL) {
+    /* Insufficient privilege: the gateway's, or by a row's policy that row's alone. */
+    if ((refused || strcmp(sqlstate, "42501") == 0) && list->first->next != NULL) {
         run_halves(publisher, list);
         return;
     }

@@ -29,8 +29,8 @@
 struct publisher;
 
 enum publish_outcome {
-    PUBLISH_DONE,        /* committed; events[i].seq is set */
-    PUBLISH_REFUSED,     /* PostgreSQL will never take it (class 22, 23); err says why */
+    PUBLISH_DONE,    /* committed; events[i].seq is set */
+    PUBLISH_REFUSED, /* PostgreSQL will never take it (class 22, 23, 44, P0); err says why */
     PUBLISH_UNAVAILABLE, /* not committed: away, read-only, full, slow; err says why */
     PUBLISH_UNKNOWN,     /* the connection broke at COMMIT and no answer came in time */
 };

@@ -140,8 +140,7 @@ static int open_sockets(struct serve *serve, struct err *err)
 static int migrate_first(void *argument, struct err *err)
 {
     const struct serve *serve = argument;
-
-    return migrate_up(
+    const int result = migrate_up(
         &(struct migrate_settings){
             .dsn = serve->config->database.dsn,
             .password = serve->config->database.password,
@@ -149,6 +148,26 @@ static int migrate_first(void *argument, struct err *err)
             .stop_fd = serve->stop_fd,
         },
         NULL, err);
+
+    if (result == 0)
+        log_notice("the database's schema is up to date");
+    return result;
+}
+
+/* libpq's defaults are hardly ever meant by somebody who has set nothing at all. */
+static void tell_missing_dsn(const struct config *config)
+{
+    static const char *const variables[] = {"PGHOST", "PGHOSTADDR", "PGSERVICE",
+                                            "PGDATABASE", "PGPORT"};
+
+    for (size_t i = 0; i < ARRAY_SIZE(variables); i++) {
+        if (getenv(variables[i]) != NULL)
+            return;
+    }
+    if (config->database.dsn[0] == '\0')
+        log_warning(
+            "no database is configured: trying libpq's defaults; set DATABASE_URL, "
+            "or dsn in section [database] of the ini file");
 }
 
 static void listener_changed(void *argument)
@@ -272,6 +291,7 @@ static int build(struct serve *serve, struct err *err)
 
 static int start(struct serve *serve, struct err *err)
 {
+    tell_missing_dsn(serve->config);
     int result = publisher_start(serve->publisher, err);
 
     if (result == 0)
@@ -383,7 +403,7 @@ static void drain(struct serve *serve)
     service_stopping();
     service_status("ending");
     shards_drain(serve->shards, MIN(spread, drain_usec * 4 / 5));
-    while (shards_connections(serve->shards) > 0 && clock_usec() < due) {
+    while (!shards_are_empty(serve->shards) && clock_usec() < due) {
         if (signal_came(serve)) {
             log_notice("asked again: ending at once");
             return;

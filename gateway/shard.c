@@ -20,6 +20,9 @@
 #define ACCEPT_PAUSE_USEC (100 * USEC_PER_MSEC)
 #define ACCEPT_TELL_USEC  (60 * USEC_PER_SEC)
 
+/* A drain begins: the time that those in the lobby have for their first header. */
+#define LOBBY_GRACE_USEC (500 * USEC_PER_MSEC)
+
 /* libmicrohttpd is run until it has nothing to do, but for others' sake not for ever. */
 #define RUNS_MAX 16
 
@@ -53,6 +56,7 @@ struct shard {
     struct mail drain_mail; /* [main] until posted */
     struct mail stop_mail;  /* [main] until posted */
     _Atomic size_t load;    /* [atomic] connections */
+    _Atomic size_t guests;  /* [atomic] in the lobby, as of the last turn */
     struct ring_reader *reader;
     struct poller *poller;
     struct wheel *wheel;
@@ -61,6 +65,7 @@ struct shard {
     struct daemon daemons[DAEMON_COUNT];
     struct listening *listening;
     struct wheel_timer accept_again;
+    struct wheel_timer lobby_closes;
     uint64_t accept_told_usec; /* when the log was last told that accepting fails */
     struct poller_source mailbox_source;
     struct poller_source ring_source;
@@ -91,13 +96,9 @@ struct parcel {
 static void parcel_delivered(struct mail *mail)
 {
     struct parcel *parcel = CONTAINER_OF(mail, struct parcel, mail);
-    struct shard *shard = parcel->shard;
 
-    if (shard->draining)
-        close(parcel->fd);
-    else
-        lobby_enter(shard->lobby, parcel->fd, (struct sockaddr *)&parcel->address,
-                    parcel->address_len);
+    lobby_enter(parcel->shard->lobby, parcel->fd, (struct sockaddr *)&parcel->address,
+                parcel->address_len);
     free(parcel);
 }
 
@@ -395,6 +396,9 @@ static void take_turn(struct shard *shard)
     const bool more_events = fanout_round(shard->fanout);
     const bool more_work = run_daemons(shard);
 
+    atomic_store_explicit(&shard->guests, lobby_count(shard->lobby),
+                          memory_order_relaxed);
+
     if (more_events || more_work) {
         poller_wait(shard->poller, 0);
         return;
@@ -408,18 +412,22 @@ static void take_turn(struct shard *shard)
     ring_awake(shard->reader);
 }
 
+static void lobby_closes(struct wheel_timer *timer)
+{
+    lobby_clear(CONTAINER_OF(timer, struct shard, lobby_closes)->lobby);
+}
+
 static void drain_delivered(struct mail *mail)
 {
     struct shard *shard = CONTAINER_OF(mail, struct shard, drain_mail);
 
     shard->draining = true;
     stop_listening(shard);
-    lobby_clear(shard->lobby);
+    /* Who has been let in may still say what it wants, if it is quick. */
+    wheel_set(shard->wheel, &shard->lobby_closes, clock_usec() + LOBBY_GRACE_USEC);
     for (struct connection *connection = shard->connections; connection != NULL;
-         connection = connection->next) {
-        if (connection->idle)
-            connection_shut(connection);
-    }
+         connection = connection->next)
+        connection_leave(connection);
     fanout_drain(shard->fanout,
                  atomic_load_explicit(&shard->all->spread_usec, memory_order_relaxed));
 }
@@ -518,6 +526,7 @@ static int watch_sources(struct shard *shard, struct err *err)
             .fd = shard->all->settings.listen_fds[i],
         };
     shard->accept_again.fire = accept_again;
+    shard->lobby_closes.fire = lobby_closes;
     shard->mailbox_source = POLLER_SOURCE(mail_came);
     shard->ring_source = POLLER_SOURCE(ring_rang);
 
@@ -619,6 +628,15 @@ void shards_drain(struct shards *shards, uint64_t spread_usec)
 size_t shards_connections(const struct shards *shards)
 {
     return atomic_load_explicit(&shards->connections, memory_order_relaxed);
+}
+
+bool shards_are_empty(const struct shards *shards)
+{
+    size_t guests = 0;
+
+    for (unsigned i = 0; i < shards->count; i++)
+        guests += atomic_load_explicit(&shards->shards[i].guests, memory_order_relaxed);
+    return guests == 0 && shards_connections(shards) == 0;
 }
 
 void shards_stop(struct shards *shards)

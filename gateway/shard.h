@@ -74,6 +74,9 @@ void shards_drain(struct shards *shards, uint64_t spread_usec);
 /* Connections there are; those in the lobby do not count. */
 size_t shards_connections(const struct shards *shards);
 
+/* Nobody is there any more, in the lobby neither. */
+bool shards_are_empty(const struct shards *shards);
+
 /* Ends everything that is left, and the threads. Whoever answers sleeping requests must
  * have done so: publisher and replay are stopped first. */
 void shards_stop(struct shards *shards);

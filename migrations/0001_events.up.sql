@@ -199,7 +199,9 @@ BEGIN
         UNION ALL
         SELECT e.ctid, e.id FROM gateway.events e
          WHERE stragglers AND e.seq IS NULL
-           AND (e.xid < pg_snapshot_xmin(done_before) OR e.xid >= pg_snapshot_xmax(done_now))
+           AND (e.xid < pg_snapshot_xmax(done_before)
+                AND pg_visible_in_snapshot(e.xid, done_before)
+                OR e.xid >= pg_snapshot_xmax(done_now))
     ), next AS MATERIALIZED (
         SELECT w.place, w.id FROM waiting w ORDER BY w.id LIMIT batch
     ), free AS MATERIALIZED (

@@ -172,7 +172,7 @@ HIDDEN = {
 @pytest.mark.parametrize("place", HIDDEN)
 def test_a_nul_in_a_later_request_is_refused_too(target, place):
     """The lobby sees the bytes of a connection's first request alone."""
-    with target.raw() as connection:
+    with target.connection() as connection:
         connection.send(build_request("GET", "/healthz", [("Accept", "*/*"), ("Empty", "")]))
         assert connection.read_response().status == 200
         connection.send(HIDDEN[place])
@@ -181,7 +181,7 @@ def test_a_nul_in_a_later_request_is_refused_too(target, place):
 
 
 def test_the_header_limit_holds_for_later_requests_too(target):
-    with target.raw() as connection:
+    with target.connection() as connection:
         for size, status in ((10, 200), (15000, 200), (20000, 431)):
             connection.send(build_request("GET", "/healthz", [("X", "y" * size)]))
             assert connection.read_response().status == status

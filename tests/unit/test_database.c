@@ -7,7 +7,6 @@
 #include "database.h"
 #include "dsn.h"
 #include "failing_malloc.h"
-#include "log.h"
 #include "retry.h"
 
 static char heard[8][32];
@@ -191,31 +190,6 @@ static void a_trickle_does_not_outlast_the_deadline(void **state)
     assert_int_equal(count, 2);
     database_free(database);
     proxy_close(&proxy);
-}
-
-/* The server's notice is the moment at which the clock jumps past the deadline. */
-static void jump_ahead(enum log_level level, const char *line)
-{
-    if (level == LOG_LEVEL_DEBUG && strstr(line, "jump") != NULL)
-        clock_set(clock_usec() + 60 * USEC_PER_SEC);
-}
-
-static void an_answer_that_keeps_coming_does_not_outlast_the_deadline(void **state)
-{
-    struct pg *pg = *state;
-    struct database *database = make_connected(pg->dsn, -1);
-
-    log_set_level(LOG_LEVEL_DEBUG);
-    log_set_sink(jump_ahead);
-    int r = database_script(database,
-                            "DO $$ BEGIN RAISE NOTICE 'jump'; END $$;"
-                            "SELECT repeat('x', 1000) FROM generate_series(1, 20000)",
-                            in_msec(30000), NULL);
-    clock_set(0);
-    log_set_sink(NULL);
-    log_set_level(LOG_LEVEL_NOTICE);
-    assert_int_equal(r, -ETIMEDOUT);
-    database_free(database);
 }
 
 static void a_first_host_that_swallows_packets_does_not_hide_the_second(void **state)
@@ -624,7 +598,6 @@ int main(void)
         WITH_PG(stopping_ends_a_query_in_flight),
         WITH_PG(a_lost_connection_says_why),
         WITH_PG(a_frozen_server_is_noticed),
-        WITH_PG(an_answer_that_keeps_coming_does_not_outlast_the_deadline),
         WITH_PG(a_trickle_does_not_outlast_the_deadline),
         WITH_PG(a_first_host_that_swallows_packets_does_not_hide_the_second),
         WITH_PG(a_read_only_server_is_passed_by),
