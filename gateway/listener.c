@@ -282,18 +282,38 @@ static void look_at_queue(struct listener *listener, double usage)
     listener->queue_warned = usage > QUEUE_USAGE_WARNING;
 }
 
-/* Proof of life, and whether the database takes writes. */
+/* Numbers below those seen, in a life of the table that begins no new block: the schema was
+ * dropped and made anew. Nothing in this process can be right any more. */
+static void be_replaced(struct listener *listener)
+{
+    pthread_mutex_lock(&listener->lock);
+    listener->status.replaced = true;
+    pthread_mutex_unlock(&listener->lock);
+    if (listener->settings.changed != NULL)
+        listener->settings.changed(listener->settings.argument);
+}
+
+/* Proof of life, whether the database takes writes, and whether it is still the same. */
 static int look(struct listener *listener, const char **ret_reason, struct err *err)
 {
     CLEANUP(database_clear) PGresult *result = NULL;
-    int r = ask(listener,
-                "SELECT pg_catalog.pg_is_in_recovery(), "
-                "pg_catalog.current_setting('transaction_read_only') <> 'off', "
-                "pg_catalog.pg_notification_queue_usage()",
-                QUERY_USEC, &result, err);
+    char sql[640];
+
+    (void)snprintf(sql, sizeof(sql),
+                   "SELECT pg_catalog.pg_is_in_recovery(), "
+                   "pg_catalog.current_setting('transaction_read_only') <> 'off', "
+                   "pg_catalog.pg_notification_queue_usage(), "
+                   "CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN "
+                   "(SELECT s.last_value < %llu FROM gateway.events_seq s) AND "
+                   "(SELECT i.identity = gateway.identity() FROM gateway.incarnations i "
+                   "ORDER BY i.base DESC LIMIT 1) END",
+                   (unsigned long long)listener->last_seq);
+    int r = ask(listener, sql, QUERY_USEC, &result, err);
 
     if (r < 0)
         return r;
+    if (PQgetvalue(result, 0, 3)[0] == 't')
+        be_replaced(listener);
     bool standby = PQgetvalue(result, 0, 0)[0] == 't';
     bool read_only = PQgetvalue(result, 0, 1)[0] == 't';
     look_at_queue(listener, strtod(PQgetvalue(result, 0, 2), NULL));

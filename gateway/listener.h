@@ -47,6 +47,7 @@ struct listener_settings {
 struct listener_status {
     bool listening;           /* LISTEN stands, and a round trip answered within 3 s */
     bool writable;            /* not a standby, not read-only */
+    bool replaced;            /* the events seen are no part of it: end, and begin anew */
     uint64_t head_seq;        /* newest event pushed; 0 before the first connection */
     uint64_t round_trip_usec; /* when (clock_usec) the last query was answered; 0 never */
     char reason[256];         /* why it is not listening or not writable; "" when both */

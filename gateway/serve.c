@@ -61,6 +61,7 @@ struct serve {
     struct http *http;
     struct shards *shards;
     bool ready;
+    bool replaced; /* the database is another one now */
 };
 
 /* -- building -- */
@@ -322,6 +323,7 @@ static void tell_state(struct serve *serve)
 
     (void)!read(serve->news_fd, &news, sizeof(news));
     listener_status(serve->listener, &status);
+    serve->replaced = status.replaced;
     if (status.listening && !serve->ready) {
         service_ready();
         serve->ready = true;
@@ -354,7 +356,7 @@ static void feed_watchdog(const struct serve *serve)
         log_error("a thread shows no sign of life; the watchdog is not fed");
 }
 
-/* Waits for a signal that ends the program. */
+/* Waits for a signal that ends the program, or for a reason to end. */
 static void watch(struct serve *serve)
 {
     const uint64_t watchdog_usec = service_watchdog_usec();
@@ -373,6 +375,8 @@ static void watch(struct serve *serve)
         (void)poll(fds, ARRAY_SIZE(fds), clock_timeout_msec(due));
         if (fds[1].revents != 0)
             tell_state(serve);
+        if (serve->replaced)
+            return;
         if (read(serve->signal_fd, &info, sizeof(info)) != sizeof(info))
             continue;
         if (info.ssi_signo != SIGHUP)
@@ -457,6 +461,11 @@ int serve_run(const struct config *config, struct err *err)
             watch(&serve);
             drain(&serve);
         }
+        if (serve.replaced)
+            result = err_set(err, -ESTALE,
+                             "the database's schema was made anew, and its "
+                             "events begin with low numbers again; start the "
+                             "gateway anew, too");
         stop(&serve);
     }
     take_down(&serve);

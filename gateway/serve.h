@@ -11,7 +11,7 @@
 #include "err.h"
 
 /* Runs until a signal; 0 when it ended as asked, -errno with the story when it could not
- * begin. */
+ * begin, or had to end by itself. */
 int serve_run(const struct config *config, struct err *err) MUST_CHECK;
 
 #endif

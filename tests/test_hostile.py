@@ -91,6 +91,35 @@ def test_what_two_servers_could_read_differently_is_refused(target, pg, name):
     assert pg.value("SELECT count(*) FROM gateway.events WHERE channel = 'events'") == 0
 
 
+FOLDED = {
+    "a coding on the next line": b"Transfer-Encoding:\r\n chunked\r\n",
+    "a length on the next line": b"Content-Length:\r\n 10\r\n",
+    "a length continued": b"Content-Length: 1\r\n\t0\r\n",
+    "a Host continued": b"X: y\r\n Host: other\r\n",
+}
+
+
+def test_a_length_behind_a_carriage_return_alone_is_refused(target):
+    """Of a connection's first request: in later ones libmicrohttpd takes it for a line's
+    end, and there is no telling from outside."""
+    refused_or_closed(target, b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: 1\rContent-Length: 10"
+                              b"\r\n\r\n0123456789", (400,))
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["first", "later"])
+@pytest.mark.parametrize("name", FOLDED)
+def test_a_field_over_two_lines_is_refused(target, name, later):
+    with target.connection() as connection:
+        if later:
+            connection.send(build_request("GET", "/healthz"))
+            assert connection.read_response().status == 200
+        connection.send_as_much_as_taken(
+            b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + FOLDED[name] + b"\r\n"
+            + build_request("GET", "/metrics"))
+        assert connection.read_response().status == 400
+        assert connection.wait_closed() == b"", "what is behind it is not served"
+
+
 def test_what_follows_a_refused_request_is_not_served(target, pg):
     inner = build_request("POST", "/events", [JSON], OK_BODY)
     with target.connection() as connection:

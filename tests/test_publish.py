@@ -293,6 +293,7 @@ def test_one_bad_line_of_ndjson_refuses_all_and_is_named(gateway, pg):
 
 @pytest.mark.parametrize("query", [
     "channel=", "channel=%00", "channel=a%0Ab", "channel=%FF", "channel=" + "x" * 256,
+    "channel=a&channel=b", "channel=a&type=b&type=c", "channel=a&chanel=b",
     "channel=a&type=", "channel=a&type=%07", "channel=a&type=" + "x" * 256, "channel=orders.*",
 ], ids=lambda query: query[:24])
 def test_a_bad_name_in_the_query_is_400(gateway, pg, query):
@@ -409,8 +410,19 @@ def test_many_publishers_share_batches(gateway, pg):
         assert [data for _, _, data in pg.events(f"w{worker}")] == [str(n) for n in range(20)]
 
 
-def test_one_that_postgresql_refuses_spoils_no_neighbour(gateway, pg):
-    pg.execute("ALTER TABLE gateway.events ADD CONSTRAINT test CHECK (channel <> 'poison')")
+REFUSALS = {
+    "a constraint": "ALTER TABLE gateway.events ADD CONSTRAINT test CHECK (channel <> 'poison')",
+    "a trigger that raises": """
+        CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS
+            $$BEGIN RAISE 'no poison'; END$$;
+        CREATE TRIGGER refuse BEFORE INSERT ON gateway.events FOR EACH ROW
+            WHEN (new.channel = 'poison') EXECUTE FUNCTION public.refuse()""",
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_one_that_postgresql_refuses_spoils_no_neighbour(gateway, pg, refusal):
+    pg.execute(REFUSALS[refusal])
     answers = publish_together(gateway, workers=32, requests=20, bad_every=7)
     for status, _, _, bad in answers:
         assert (400 <= status < 500) if bad else status == 201

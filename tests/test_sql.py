@@ -223,6 +223,21 @@ def test_a_row_of_an_application_comes_before_a_later_post(gateway, pg):
                 f'"sql {number}"', f'"post {number}"']
 
 
+def test_a_row_that_was_locked_comes_though_another_writer_stays_open(gateway, pg):
+    with gateway.subscribe("c") as stream, pg.connect() as writer, pg.connect() as locker:
+        writer.execute(INSERT, ("c", '"open"'))
+        locker.execute("LOCK TABLE gateway.sweeps")  # no sweep before the row is locked
+        pg.execute(INSERT, ("c", '"locked"'))
+        with pg.connect() as holder:
+            holder.execute("SELECT FROM gateway.events FOR UPDATE")
+            locker.commit()
+            gateway.publish("c", '"not held up"')
+            assert stream.next_event().data == '"not held up"'
+        assert stream.next_event(timeout=30).data == '"locked"'
+        writer.commit()
+        assert stream.next_event().data == '"open"'
+
+
 def test_an_application_cannot_publish_what_the_interface_forbids(pg):
     for channel, type in (("", "t"), ("c", ""), ("a\nb", "t"), ("c", "a\rb"), ("x" * 256, "t"),
                           ("c", "\x7f"), ("a\x85b", "t"), ("orders.*", "t"),
