@@ -130,6 +130,7 @@ test: ## all tests: unit and black-box (pytest); installs what they need
 	$(UNIT_ENV) tests/unit/run $(BUILD) $(UNITS) || status=1; \
 	$(PYTEST_ENV) $(PYTHON) -m pytest tests $(PYTEST_FLAGS) \
 	    --junitxml=$(BUILD)/results/pytest.xml || status=1; \
+	printf 'unit tests: '; cat $(BUILD)/results/unit.txt $(BUILD)/results/unit-failed.txt; \
 	exit $$status
 
 asan: ## all of `test` under the address and undefined-behaviour sanitizers

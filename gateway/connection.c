@@ -4,6 +4,7 @@
 
 #include "clock.h"
 #include "connection.h"
+#include "thread.h"
 
 /* While something is awaited of the peer: how often to look whether it is still there. */
 #define LOOK_USEC USEC_PER_SEC
@@ -105,6 +106,7 @@ void connection_shut(struct connection *connection)
 
 void connection_sleep(struct connection *connection)
 {
+    THREAD_ASSERT(THREAD_SHARD);
     assert(!connection->asleep);
     connection->asleep = true;
     wheel_remove(connection->wheel, &connection->deadline);
@@ -113,6 +115,7 @@ void connection_sleep(struct connection *connection)
 
 void connection_wake(struct connection *connection)
 {
+    THREAD_ASSERT(THREAD_SHARD);
     assert(connection->asleep);
     connection->asleep = false;
     MHD_resume_connection(connection->mhd);

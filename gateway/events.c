@@ -362,25 +362,14 @@ static enum MHD_Result answer_created(struct exchange *exchange,
 {
     char id[EVENT_ID_MAX_BYTES + 1];
     char location[EVENT_ID_MAX_BYTES + 16];
-    char *text = request_answer(request);
-    struct MHD_Response *response =
-        text == NULL
-            ? NULL
-            : MHD_create_response_from_buffer(strlen(text), text, MHD_RESPMEM_MUST_FREE);
 
-    if (response == NULL) {
-        free(text);
-        return MHD_NO;
-    }
-    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE,
-                                  "application/json");
-    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
     if (!request->many) {
         (void)event_id_format(request->events[0].seq, id);
         (void)snprintf(location, sizeof(location), "/events/%s", id);
-        (void)MHD_add_response_header(response, MHD_HTTP_HEADER_LOCATION, location);
+        exchange_say(exchange, MHD_HTTP_HEADER_LOCATION, location);
     }
-    return exchange_queue(exchange, MHD_HTTP_CREATED, response);
+    return exchange_text(exchange, MHD_HTTP_CREATED, "application/json",
+                         request_answer(request));
 }
 
 enum MHD_Result events_publish(struct exchange *exchange)

@@ -166,6 +166,8 @@ enum MHD_Result exchange_queue(struct exchange *exchange, unsigned status,
     add_cors(exchange, response);
     if (exchange->close || shard_is_draining(exchange->connection->shard))
         (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
+    if (exchange->header != NULL)
+        (void)MHD_add_response_header(response, exchange->header, exchange->header_value);
     count_answer(exchange, status);
 
     const enum MHD_Result result = MHD_queue_response(exchange->mhd, status, response);
@@ -173,15 +175,20 @@ enum MHD_Result exchange_queue(struct exchange *exchange, unsigned status,
     return result;
 }
 
+void exchange_say(struct exchange *exchange, const char *header, const char *value)
+{
+    exchange->header = header;
+    (void)snprintf(exchange->header_value, sizeof(exchange->header_value), "%s", value);
+}
+
 /* When waiting helps: in how many seconds, spread so that not all come back at once. */
-static void add_retry_after(const struct exchange *exchange,
-                            struct MHD_Response *response)
+static void say_retry_after(struct exchange *exchange)
 {
     char seconds[24];
 
     (void)snprintf(seconds, sizeof(seconds), "%llu",
                    1ULL + clock_random(2 * exchange->common->retry_usec) / USEC_PER_SEC);
-    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, seconds);
+    exchange_say(exchange, MHD_HTTP_HEADER_RETRY_AFTER, seconds);
 }
 
 static struct MHD_Response *text_response(const char *content_type, char *text)
@@ -217,9 +224,8 @@ enum MHD_Result exchange_problem(struct exchange *exchange, unsigned status,
     (void)vsnprintf(problem.detail.text, sizeof(problem.detail.text), format, arguments);
     va_end(arguments);
 
-    struct MHD_Response *response =
-        text_response("application/problem+json", request_problem_json(&problem));
-    if (response != NULL && (status == 429 || status == 503))
-        add_retry_after(exchange, response);
-    return exchange_queue(exchange, status, response);
+    if (status == MHD_HTTP_TOO_MANY_REQUESTS || status == MHD_HTTP_SERVICE_UNAVAILABLE)
+        say_retry_after(exchange);
+    return exchange_text(exchange, status, "application/problem+json",
+                         request_problem_json(&problem));
 }

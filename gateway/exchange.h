@@ -46,6 +46,8 @@ struct exchange {
     bool http10;
     bool close; /* the connection will not be used again */
     bool answered;
+    const char *header; /* one more for the answer, by exchange_say(); NULL: none */
+    char header_value[64];
 
     struct buf body;
     size_t body_max;
@@ -72,6 +74,10 @@ const char *exchange_query(const struct exchange *exchange, const char *name,
 /* Until exchange_wake(), from any thread, once; then the endpoint is called again. */
 void exchange_sleep(struct exchange *exchange);
 void exchange_wake(struct exchange *exchange);
+
+/* The answer will have this header too. One for each answer; `header` is a literal, the
+ * value is copied, and cut to 63 bytes. */
+void exchange_say(struct exchange *exchange, const char *header, const char *value);
 
 /* Answers with that text, a heap string that is taken. NULL: there was no memory for it, and
  * MHD_NO closes the connection. */

@@ -320,34 +320,19 @@ static enum MHD_Result answer_options(struct exchange *exchange,
     struct MHD_Response *response =
         MHD_create_response_from_buffer(0, nothing, MHD_RESPMEM_PERSISTENT);
 
-    if (response != NULL) {
-        (void)MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, route->allow);
+    exchange_say(exchange, MHD_HTTP_HEADER_ALLOW, route->allow);
+    if (response != NULL)
         exchange_add_preflight(exchange, response, route->allow);
-    }
     return exchange_queue(exchange, MHD_HTTP_NO_CONTENT, response);
 }
 
 static enum MHD_Result answer_not_allowed(struct exchange *exchange,
                                           const struct route *route)
 {
-    struct request_problem problem = {.status = MHD_HTTP_METHOD_NOT_ALLOWED};
-
-    (void)err_set(&problem.detail, 0, "there is %s here", route->allow);
-    char *text = request_problem_json(&problem);
-    if (text == NULL)
-        return MHD_NO;
-
-    struct MHD_Response *response =
-        MHD_create_response_from_buffer(strlen(text), text, MHD_RESPMEM_MUST_FREE);
-    if (response == NULL) {
-        free(text);
-        return MHD_NO;
-    }
     exchange->close = true; /* it may have a body that nobody will read */
-    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, route->allow);
-    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE,
-                                  "application/problem+json");
-    return exchange_queue(exchange, MHD_HTTP_METHOD_NOT_ALLOWED, response);
+    exchange_say(exchange, MHD_HTTP_HEADER_ALLOW, route->allow);
+    return exchange_problem(exchange, MHD_HTTP_METHOD_NOT_ALLOWED, "there is %s here",
+                            route->allow);
 }
 
 /* Finds the endpoint. What needs no body, or must not get one, is answered at once. */
