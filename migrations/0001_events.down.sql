@@ -6,6 +6,7 @@ DROP FUNCTION gateway.publish_batch(text[], text[], text[]);
 DROP FUNCTION gateway.sweep(integer, boolean);
 DROP FUNCTION gateway.sweep_locked(integer, boolean);
 DROP FUNCTION gateway.sweep_advance(pg_snapshot);
+DROP FUNCTION gateway.sweep_has_stragglers();
 DROP FUNCTION gateway.sweep_needed();
 DROP FUNCTION gateway.lock_order();
 DROP FUNCTION gateway.begin_incarnation(text);

@@ -228,21 +228,48 @@ BEGIN
 END
 $$;
 
+-- Are there rows that the snapshots do not explain: locked when they were looked at, or
+-- copied in with transaction numbers of their own? Takes no lock, because it may have to
+-- step over many dead entries of the index while an old snapshot somewhere keeps them.
+CREATE FUNCTION gateway.sweep_has_stragglers() RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+    now_snapshot pg_snapshot := pg_current_snapshot();
+    done_before  pg_snapshot;
+BEGIN
+    SELECT s.done INTO done_before FROM gateway.sweeps s ORDER BY s.step DESC LIMIT 1;
+    RETURN EXISTS (SELECT FROM gateway.events e
+                   WHERE e.seq IS NULL AND e.xid < pg_snapshot_xmax(done_before)
+                     AND pg_visible_in_snapshot(e.xid, done_before))
+        OR EXISTS (SELECT FROM gateway.events e
+                   WHERE e.seq IS NULL AND e.xid >= pg_snapshot_xmax(now_snapshot));
+END
+$$;
+
 -- Numbers up to `batch` rows that applications have committed; returns how many, so that
 -- the caller comes again at once when it was a full batch. Costs next to nothing when
--- there is none. `stragglers` also looks for rows that the snapshots do not explain: locked
--- at the time, copied in with transaction numbers of their own. Now and then is enough.
--- Must be the only statement of its transaction.
-CREATE FUNCTION gateway.sweep(batch integer DEFAULT 5000, stragglers boolean DEFAULT false)
+-- there is none. `thorough` looks for stragglers, too, and notes how far it has come even
+-- if there is nothing to number; now and then is enough.
+-- Must be the only statement of its transaction, which is READ COMMITTED.
+CREATE FUNCTION gateway.sweep(batch integer DEFAULT 5000, thorough boolean DEFAULT false)
 RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    numbered integer;
+    before_look pg_snapshot;
+    stragglers  boolean := thorough AND gateway.sweep_has_stragglers();
+    numbered    integer;
 BEGIN
-    IF NOT stragglers AND NOT gateway.sweep_needed() THEN
+    IF NOT thorough AND NOT gateway.sweep_needed() THEN
         RETURN 0;
     END IF;
+
     PERFORM gateway.lock_order();
+    before_look := pg_current_snapshot();
+    IF NOT stragglers AND NOT gateway.sweep_needed() THEN
+        PERFORM gateway.sweep_advance(before_look);
+        RETURN 0;
+    END IF;
     numbered := gateway.sweep_locked(batch, stragglers);
     IF numbered > 0 THEN
         PERFORM pg_notify('gateway_events', '');
@@ -317,7 +344,8 @@ INSERT INTO gateway.sweeps (step, done) VALUES (1, '1:1:');
 
 -- Anyone may publish whom the operator lets; only gateways number.
 REVOKE EXECUTE ON FUNCTION gateway.begin_incarnation(text), gateway.lock_order(),
-    gateway.sweep_needed(), gateway.sweep_advance(pg_snapshot),
+    gateway.sweep_needed(), gateway.sweep_has_stragglers(),
+    gateway.sweep_advance(pg_snapshot),
     gateway.sweep_locked(integer, boolean),
     gateway.sweep(integer, boolean), gateway.publish_batch(text[], text[], text[])
     FROM PUBLIC;

@@ -185,6 +185,135 @@ static void what_is_no_http_is_turned_away(void **state)
                      ARRAY_SIZE(cases));
 }
 
+/* What libmicrohttpd takes, and somebody in front of us may take for something else. */
+static void what_can_be_read_in_two_ways_is_turned_away(void **state)
+{
+    static const struct {
+        const char *text;
+        bool sound;
+    } cases[] = {
+        {"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n", false}, /* folded */
+        {"GET / HTTP/1.1\r\nA: b\r\n\tc\r\n\r\n", false},
+        {"GET / HTTP/1.1\r\n A: b\r\n\r\n", false},
+        {"GET / HTTP/1.1\n \n\n", false},
+        {"\r\nGET / HTTP/1.1\r\n A: b\r\n\r\n", false},
+        {"GET / HTTP/1.1\r\nA: b\rC: d\r\n\r\n", false}, /* a CR alone */
+        {"GET /\r HTTP/1.1\r\n\r\n", false},
+        {"GET / HTTP/1.1\r\r\n\r\n", false},
+        {"GET / HTTP/1.1\r\nA: b\r\r\n\r\n", false},
+        {"GET / HTTP/1.1\r\nA: \tb \t\r\n\r\n", true},
+        {"GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", true},
+        {"GET / HTTP/1.1\r\nContent-Length:12\r\n\r\n", true},
+        {"GET / HTTP/1.1\r\nCONTENT-length:\t 12 \t\r\n\r\n", true},
+        {"GET / HTTP/1.1\nContent-Length: 12\n\n", true},
+        {"GET / HTTP/1.1\r\nContent-Length: 123456789012345678\r\n\r\n", true},
+        {"GET / HTTP/1.1\r\nContent-Length: 1234567890123456789\r\n\r\n", false},
+        {"GET / HTTP/1.1\r\nContent-Length:\r\n\r\n", false},
+        {"GET / HTTP/1.1\r\nContent-Length: \r\n\r\n", false},
+        {"GET / HTTP/1.1\r\nContent-Length: +5\r\n\r\n", false},
+        {"GET / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", false},
+        {"GET / HTTP/1.1\r\nContent-Length: 5 5\r\n\r\n", false},
+        {"GET / HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\n", false},
+        {"GET / HTTP/1.1\r\nContent-Length: 0x5\r\n\r\n", false},
+        {"GET / HTTP/1.1\r\nContent-Length: 5\v\r\n\r\n", false},
+        {"GET / HTTP/1.1\nA: b\ncontent-length: x\n\n", false},
+        {"GET / HTTP/1.1\r\nX-Content-Length: x\r\n\r\n", true},
+        {"GET / HTTP/1.1\r\nContent-Lengths: x\r\n\r\n", true},
+    };
+    struct house *house = *state;
+    int arrivals = 0;
+
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        const int fd = enter(house);
+
+        say(house, fd, cases[i].text, strlen(cases[i].text));
+        arrivals += cases[i].sound;
+        if (house->arrivals != arrivals ||
+            (!cases[i].sound && !was_closed(fd, "HTTP/1.1 400 Bad Request\r\n")))
+            fail_msg("case %zu", i);
+        (void)close(fd);
+    }
+    assert_int_equal(stats_counter_value(house->stats, STATS_REQUESTS_BAD),
+                     ARRAY_SIZE(cases) - (size_t)arrivals);
+}
+
+/* Of how much memory libmicrohttpd will need. */
+static void fields_and_cookies_are_counted(void **state)
+{
+    static const struct {
+        const char *text;
+        size_t field_count, cookie_len;
+    } cases[] = {
+        /* The request line, its parameters, the lines of the header, the blank one. */
+        {"GET / HTTP/1.1\r\n\r\n", 2, 0},
+        {"GET /?a&b=c&d HTTP/1.1\r\n\r\n", 5, 0},
+        {"GET / HTTP/1.1\r\nA: ?&;\r\nB:\r\n\r\n", 4, 0},
+        {"\r\nGET /?a HTTP/1.1\r\n\r\n", 4, 0},
+        /* A cookie for the colon, and one for each semicolon. */
+        {"GET / HTTP/1.1\r\nCookie: a=b\r\n\r\n", 4, 11},
+        {"GET / HTTP/1.1\r\nCookie: a=b; c=d;e\r\n\r\n", 6, 18},
+        {"GET / HTTP/1.1\r\ncookie:a\r\nCOOKIE: b;c\r\n\r\n", 7, 19},
+        {"GET / HTTP/1.1\r\nCookies: a;b\r\nSet-Cookie: a;b\r\n\r\n", 4, 0},
+    };
+    struct house *house = *state;
+
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        const int fd = enter(house);
+
+        say(house, fd, cases[i].text, strlen(cases[i].text));
+        assert_int_equal(house->arrivals, i + 1);
+        assert_int_equal(house->last.field_count, cases[i].field_count);
+        assert_int_equal(house->last.cookie_len, cases[i].cookie_len);
+        (void)close(fd);
+    }
+}
+
+/* `count` fields of which all but the request line and the blank one are made of `one`. */
+static size_t make_fields(char *text, size_t count, const char *before, const char *one,
+                          const char *behind)
+{
+    char *out = stpcpy(text, before);
+
+    for (size_t i = 2; i < count; i++)
+        out = stpcpy(out, one);
+    return (size_t)(stpcpy(out, behind) - text);
+}
+
+static void a_header_has_a_largest_number_of_fields(void **state)
+{
+    static const struct {
+        const char *before, *one, *behind;
+    } cases[] = {
+        {"GET / HTTP/1.1\n", "a:\n", "\n"},
+        {"GET /?", "&", " HTTP/1.1\n\n"},         /* '?' is one more */
+        {"GET / HTTP/1.1\nCookie:", ";", "\n\n"}, /* the line and its ':' are two more */
+    };
+    struct house *house = *state;
+    struct lobby_settings settings = settings_of(house);
+    char text[2048];
+
+    lobby_free(house->lobby);
+    settings.header_max = sizeof(text);
+    house->lobby = lobby_new(&settings);
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        int fd = enter(house);
+        size_t len =
+            make_fields(text, 512 - i, cases[i].before, cases[i].one, cases[i].behind);
+
+        say(house, fd, text, len);
+        assert_int_equal(house->arrivals, i + 1);
+        assert_int_equal(house->last.field_count, 512);
+        (void)close(fd);
+
+        fd = enter(house);
+        len = make_fields(text, 513 - i, cases[i].before, cases[i].one, cases[i].behind);
+        say(house, fd, text, len);
+        assert_true(was_closed(fd, "HTTP/1.1 431 Request Header Fields Too Large\r\n"));
+        assert_int_equal(house->arrivals, i + 1);
+        (void)close(fd);
+    }
+}
+
 static void a_header_has_a_largest_length(void **state)
 {
     struct house *house = *state;
@@ -274,6 +403,47 @@ static void who_leaves_is_forgotten(void **state)
     assert_int_equal(house->arrivals, 0);
 }
 
+/* At once, not at its deadline; but who has said all may go on listening. */
+static void who_will_not_say_the_rest_is_let_go(void **state)
+{
+    struct house *house = *state;
+    const int silent = enter(house);
+    const int cut_short = enter(house);
+    const int done = enter(house);
+
+    say(house, cut_short, "GET / HTTP/1.1\r\nHost", 20);
+    assert_int_equal(lobby_count(house->lobby), 3);
+    (void)shutdown(silent, SHUT_WR);
+    (void)shutdown(cut_short, SHUT_WR);
+    assert_int_equal(send(done, "GET / HTTP/1.1\r\n\r\n", 18, MSG_NOSIGNAL), 18);
+    (void)shutdown(done, SHUT_WR);
+    poller_wait(house->poller, 0);
+    assert_int_equal(lobby_count(house->lobby), 0);
+    assert_int_equal(house->arrivals, 1);
+    assert_int_equal(house->first_len, 18);
+    assert_true(was_closed(silent, ""));
+    assert_true(wheel_next_usec(house->wheel) == CLOCK_NEVER);
+    assert_int_equal(stats_counter_value(house->stats, STATS_CONNECTIONS_EXPIRED), 0);
+    assert_int_equal(stats_counter_value(house->stats, STATS_REQUESTS_BAD), 0);
+    (void)close(silent);
+    (void)close(cut_short);
+    (void)close(done);
+}
+
+/* Half a header and the end in one piece: it is told of once only. */
+static void who_leaves_in_the_middle_is_let_go(void **state)
+{
+    struct house *house = *state;
+    const int fd = enter(house);
+
+    assert_int_equal(send(fd, "GET / HTTP/1.1\r\n", 16, MSG_NOSIGNAL), 16);
+    (void)shutdown(fd, SHUT_WR);
+    poller_wait(house->poller, 0);
+    assert_int_equal(lobby_count(house->lobby), 0);
+    assert_int_equal(house->arrivals, 0);
+    (void)close(fd);
+}
+
 static void without_memory_nobody_comes_in(void **state)
 {
     struct house *house = *state;
@@ -305,10 +475,15 @@ int main(void)
         IN_A_HOUSE(whole_headers_are_handed_on_untouched),
         IN_A_HOUSE(a_header_may_come_byte_by_byte),
         IN_A_HOUSE(what_is_no_http_is_turned_away),
+        IN_A_HOUSE(what_can_be_read_in_two_ways_is_turned_away),
+        IN_A_HOUSE(fields_and_cookies_are_counted),
+        IN_A_HOUSE(a_header_has_a_largest_number_of_fields),
         IN_A_HOUSE(a_header_has_a_largest_length),
         IN_A_HOUSE(who_is_too_slow_goes),
         IN_A_HOUSE(who_has_waited_longest_makes_room),
         IN_A_HOUSE(who_leaves_is_forgotten),
+        IN_A_HOUSE(who_will_not_say_the_rest_is_let_go),
+        IN_A_HOUSE(who_leaves_in_the_middle_is_let_go),
         IN_A_HOUSE(without_memory_nobody_comes_in),
     };
     return cmocka_run_group_tests_name("lobby", tests, NULL, NULL);
