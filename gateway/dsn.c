@@ -99,7 +99,7 @@ static int check_ports(const PQconninfoOption *options, struct err *err)
     return 0;
 }
 
-static int check(const char *text, struct err *err)
+int dsn_check(const char *text, struct err *err)
 {
     char *message = NULL;
 
@@ -189,7 +189,7 @@ static void find_hosts(struct dsn *dsn)
 int dsn_resolve(const struct dsn_settings *settings, struct dsn **ret_dsn,
                 struct err *err)
 {
-    int r = check(settings->text, err);
+    int r = dsn_check(settings->text, err);
     if (r < 0)
         return r;
     struct dsn *dsn = calloc(1, sizeof(*dsn));

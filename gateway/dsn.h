@@ -33,6 +33,10 @@ struct dsn_settings {
     const char *target;      /* target_session_attrs unless the user chose */
 };
 
+/* Can the connection string be read? Looks at nothing else. -EINVAL; the text shows nothing
+ * of it. */
+int dsn_check(const char *text, struct err *err) MUST_CHECK;
+
 /* Reads the string, the service file and the environment, as they are now. The settings
  * are borrowed until dsn_free(). -EINVAL: cannot be read. -ENOMEM. */
 int dsn_resolve(const struct dsn_settings *settings, struct dsn **ret_dsn,

@@ -8,11 +8,14 @@
 #include <unistd.h>
 
 #include "config.h"
+#include "dsn.h"
 #include "healthcheck.h"
 #include "log.h"
 #include "migrate.h"
+#include "page.h"
 #include "serve.h"
 #include "service.h"
+#include "sockets.h"
 
 #ifndef PGSSE_VERSION
 #define PGSSE_VERSION "unknown"
@@ -94,8 +97,35 @@ static int run_migrate(const struct config *config, const char *direction)
     return result < 0 ? failed(&err) : EXIT_DONE;
 }
 
+/* What only the rooms that use a setting can tell of it. */
+static int check_values(const struct config *config, struct err *err)
+{
+    int result = sockets_check(config->http.listen, err);
+
+    if (result < 0)
+        return err_prefix(err, result, "[http] listen");
+    result = dsn_check(config->database.dsn, err);
+    if (result < 0)
+        return err_prefix(err, result, "[database] dsn");
+    result = dsn_check(config->database.listen_dsn, err);
+    if (result < 0)
+        return err_prefix(err, result, "[database] listen_dsn");
+
+    struct page *page = page_new(config->http.static_dir, err);
+    if (page == NULL)
+        return -EINVAL;
+    page_free(page);
+    return 0;
+}
+
 static int run_check_config(const struct config *config)
 {
+    struct err err;
+
+    if (check_values(config, &err) < 0) {
+        (void)fprintf(stderr, "pg-sse-gateway: %s\n", err.text);
+        return EXIT_USAGE;
+    }
     if (config_print(config, stdout) < 0 || fflush(stdout) != 0) {
         log_error("could not print the settings: %s", strerror(errno));
         return EXIT_FAILED;

@@ -276,6 +276,19 @@ static int open_unix(struct sockets *sockets, const struct address *address,
     return 0;
 }
 
+int sockets_check(const char *addresses, struct err *err)
+{
+    struct address address;
+    size_t count = 0;
+    int code;
+
+    while ((code = next_address(&addresses, &address, err)) > 0)
+        count++;
+    if (code == 0 && count == 0)
+        code = err_set(err, -EINVAL, "there is no address to listen on");
+    return code;
+}
+
 int sockets_open(const char *addresses, struct sockets **ret_sockets, struct err *err)
 {
     struct address address;

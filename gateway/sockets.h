@@ -23,6 +23,9 @@
 
 struct sockets;
 
+/* Can `addresses` be read? Opens nothing. -EINVAL. */
+int sockets_check(const char *addresses, struct err *err) MUST_CHECK;
+
 /* Opens all of `addresses`, or none. -EINVAL: not an address; -EADDRINUSE, -EACCES and
  * other errnos; -ENOMEM. The text says which address and why. */
 int sockets_open(const char *addresses, struct sockets **ret_sockets,

@@ -54,6 +54,17 @@ def test_what_check_config_prints_is_a_configuration(command, directory):
 SECRET = "s3cr3t-p4ss"
 
 
+@pytest.mark.parametrize("setting, value, told", [
+    ("http.listen", "8081", "listen"), ("http.static_dir", "/nowhere", "static_dir"),
+    ("database.dsn", "hots=foo", "dsn"),
+    ("database.dsn", "postgresql://app:p@ss:hunter2/rd@127.0.0.1/app", "%40"),
+], ids=["address", "folder", "keyword", "password in a URI"])
+def test_check_config_refuses_what_serve_would(command, setting, value, told):
+    done = command("check-config", settings={setting: value})
+    assert done.returncode == 2
+    assert told in done.stderr and "hunter2" not in done.stderr + done.stdout
+
+
 @pytest.mark.parametrize("dsn", [
     f"host=db user=u password={SECRET}", f"host=db password='{SECRET}' user=u",
     f"password = {SECRET} host=db", f"postgresql://u:{SECRET}@db/x",
