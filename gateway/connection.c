@@ -9,10 +9,12 @@
 /* While something is awaited of the peer: how often to look whether it is still there. */
 #define LOOK_USEC USEC_PER_SEC
 
-/* libmicrohttpd can miss the end of input that comes right behind a lot of it. */
+/* libmicrohttpd can miss the end of input that comes right behind a lot of it. Who has asked
+ * may close its sending side, though, and still read. */
 static bool peer_has_left(const struct connection *connection)
 {
-    struct pollfd socket = {.fd = connection->fd, .events = POLLRDHUP};
+    const short end_of_input = connection->answering ? 0 : POLLRDHUP;
+    struct pollfd socket = {.fd = connection->fd, .events = end_of_input};
 
     return poll(&socket, 1, 0) > 0;
 }

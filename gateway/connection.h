@@ -33,7 +33,8 @@ struct connection {
     struct stats *stats;        /* [const] */
     bool surplus;               /* [const] over the connection limit: to be refused */
     bool asleep;
-    bool idle;              /* between two requests */
+    bool idle;      /* between two requests */
+    bool answering; /* the answer is on its way: the peer may have closed its side */
     unsigned long requests; /* begun on it */
     size_t uri_len;         /* of the request line's URI as it came, up to a NUL in it */
     struct wheel_timer deadline;

@@ -163,6 +163,7 @@ enum MHD_Result exchange_queue(struct exchange *exchange, unsigned status,
         return MHD_NO;
 
     exchange->answered = true;
+    exchange->connection->answering = true;
     add_cors(exchange, response);
     if (exchange->close || shard_is_draining(exchange->connection->shard))
         (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");

@@ -142,7 +142,8 @@ static enum MHD_Result look_at_header(void *argument, enum MHD_ValueKind kind,
 
 /* The lobby has looked at the bytes of a connection's first header. Later ones are seen by
  * libmicrohttpd alone, which cuts a line at a NUL: then the header is longer than all that
- * is known of it. (So it is with white space that nobody needs.) */
+ * is known of it. (So it is with white space that nobody needs; and lines without the usual
+ * space behind the colon could hide as many bytes.) */
 static bool has_hidden_bytes(const struct exchange *exchange, const char *version,
                              const struct soundness *soundness, size_t header_len)
 {
@@ -380,6 +381,7 @@ static enum MHD_Result open_exchange(struct http *http, struct MHD_Connection *m
     *state = exchange;
     exchange->body_max = http->settings.body_max;
     connection->idle = false;
+    connection->answering = false;
     connection_allow(connection, http->settings.body_time_usec);
 
     const size_t header_len = header_length(mhd);

@@ -23,6 +23,7 @@
 
 #define CONNECT_USEC    (5 * USEC_PER_SEC)
 #define QUERY_USEC      (3 * USEC_PER_SEC)
+#define FETCH_USEC      (10 * USEC_PER_SEC) /* 64 MiB over a slow network */
 #define SWEEP_USEC      (10 * USEC_PER_SEC) /* may wait for the order lock */
 #define LOOK_USEC       USEC_PER_SEC
 #define STRAGGLERS_USEC (10 * USEC_PER_SEC)
@@ -58,8 +59,10 @@ struct listener {
     size_t fetched;           /* [listener] rows of this fetch */
     size_t unannounced_bytes; /* [listener] pushed since the readers were woken */
     uint64_t look_usec;       /* [listener] when to look again */
-    uint64_t straggler_usec;  /* [listener] when to look for stragglers again */
-    struct retry retry;       /* [listener] */
+    char identity[128]; /* [listener] of the table's life; "" before the first look */
+    uint64_t base;      /* [listener] its numbers begin above */
+    uint64_t straggler_usec; /* [listener] when to look for stragglers again */
+    struct retry retry;      /* [listener] */
 
     pthread_mutex_t lock;
     struct listener_status status; /* [lock] */
@@ -243,7 +246,7 @@ static int fetch(struct listener *listener, struct err *err)
     listener->fetch_wanted = false;
     listener->fetched = listener->unannounced_bytes = 0;
     int r =
-        database_each(listener->database, &query, QUERY_USEC, push_row, listener, err);
+        database_each(listener->database, &query, FETCH_USEC, push_row, listener, err);
 
     /* What was pushed before a failure is as good as any. */
     if (listener->fetched > 0)
@@ -282,8 +285,20 @@ static void look_at_queue(struct listener *listener, double usage)
     listener->queue_warned = usage > QUEUE_USAGE_WARNING;
 }
 
-/* Numbers below those seen, in a life of the table that begins no new block: the schema was
- * dropped and made anew. Nothing in this process can be right any more. */
+/* Another life of the table than the one known, and not a later one: the schema was dropped
+ * and made anew. Nothing in this process can be right any more. */
+static bool is_replaced(struct listener *listener, const char *identity, uint64_t base)
+{
+    const bool known = listener->identity[0] != '\0';
+    const bool same = strcmp(identity, listener->identity) == 0;
+
+    if (known && !same && base <= listener->base)
+        return true;
+    (void)snprintf(listener->identity, sizeof(listener->identity), "%s", identity);
+    listener->base = base;
+    return false;
+}
+
 static void be_replaced(struct listener *listener)
 {
     pthread_mutex_lock(&listener->lock);
@@ -297,22 +312,19 @@ static void be_replaced(struct listener *listener)
 static int look(struct listener *listener, const char **ret_reason, struct err *err)
 {
     CLEANUP(database_clear) PGresult *result = NULL;
-    char sql[640];
-
-    (void)snprintf(sql, sizeof(sql),
-                   "SELECT pg_catalog.pg_is_in_recovery(), "
-                   "pg_catalog.current_setting('transaction_read_only') <> 'off', "
-                   "pg_catalog.pg_notification_queue_usage(), "
-                   "CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN "
-                   "(SELECT s.last_value < %llu FROM gateway.events_seq s) AND "
-                   "(SELECT i.identity = gateway.identity() FROM gateway.incarnations i "
-                   "ORDER BY i.base DESC LIMIT 1) END",
-                   (unsigned long long)listener->last_seq);
-    int r = ask(listener, sql, QUERY_USEC, &result, err);
+    int r = ask(listener,
+                "SELECT pg_catalog.pg_is_in_recovery(), "
+                "pg_catalog.current_setting('transaction_read_only') <> 'off', "
+                "pg_catalog.pg_notification_queue_usage(), i.identity, i.base "
+                "FROM gateway.incarnations i ORDER BY i.base DESC LIMIT 1",
+                QUERY_USEC, &result, err);
 
     if (r < 0)
         return r;
-    if (PQgetvalue(result, 0, 3)[0] == 't')
+    if (PQntuples(result) != 1)
+        return err_set(err, -EPROTO, "the table gateway.incarnations is empty");
+    if (is_replaced(listener, PQgetvalue(result, 0, 3),
+                    strtoull(PQgetvalue(result, 0, 4), NULL, 10)))
         be_replaced(listener);
     bool standby = PQgetvalue(result, 0, 0)[0] == 't';
     bool read_only = PQgetvalue(result, 0, 1)[0] == 't';

@@ -105,12 +105,17 @@ void lobby_free(struct lobby *lobby)
 }
 
 /* The length of the header with its blank line, or 0 while there is none. Lines end in
- * CRLF, or LF alone (RFC 9112, 2.2), as libmicrohttpd reads them too. */
+ * CRLF, or LF alone (RFC 9112, 2.2), as libmicrohttpd reads them too; empty lines before the
+ * request are no header. */
 static size_t header_length(const char *bytes, size_t len)
 {
     const char *const end = bytes + len;
+    const char *begin = bytes;
 
-    for (const char *line_end = memchr(bytes, '\n', len); line_end != NULL;) {
+    while (begin < end && (*begin == '\r' || *begin == '\n'))
+        begin++;
+    for (const char *line_end = memchr(begin, '\n', (size_t)(end - begin));
+         line_end != NULL;) {
         const char *next = line_end + 1;
 
         if (next < end && *next == '\n')

@@ -355,14 +355,15 @@ static void handle_failure(struct publisher *publisher, struct list *list,
     bool refused = is_refusal(sqlstate);
     bool missing = database_schema_missing(sqlstate, err);
     bool read_only = strcmp(sqlstate, "25006") == 0;
+    bool unprivileged = strcmp(sqlstate, "42501") == 0;
 
     /* Insufficient privilege: the gateway's, or by a row's policy that row's alone. */
-    if ((refused || strcmp(sqlstate, "42501") == 0) && list->first->next != NULL) {
+    if ((refused || unprivileged) && list->first->next != NULL) {
         run_halves(publisher, list);
         return;
     }
     /* A new connection looks for a primary, and at the schema. */
-    if (missing || read_only)
+    if ((missing && !unprivileged) || read_only)
         lose_connection(publisher, err);
     if (!refused && !missing)
         (void)err_prefix(err, 0, "the database did not commit");

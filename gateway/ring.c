@@ -21,7 +21,7 @@ struct ring_reader {
     _Atomic bool asleep;            /* [atomic] it wants ring_wake() to ring */
     int fd;                         /* [const] eventfd */
     struct ring *ring;              /* [const] */
-    bool owed;                      /* its own: a ring is still to come */
+    uint64_t owed;                  /* its own: rings that are still to come */
     uint64_t noted;                 /* [writer] `round` when the batch was closed */
 };
 
@@ -73,7 +73,7 @@ static bool readers_init(struct ring *ring, unsigned readers)
         atomic_init(&reader->asleep, false);
         reader->ring = ring;
         reader->noted = 0;
-        reader->owed = false;
+        reader->owed = 0;
         reader->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         if (reader->fd < 0)
             return false;
@@ -385,8 +385,8 @@ bool ring_sleep(struct ring_reader *reader, uint64_t position)
     if (atomic_load_explicit(&reader->ring->next, memory_order_seq_cst) == position)
         return true;
     /* Cleared already: ring_wake() was quicker, and has rung or is about to. */
-    reader->owed |=
-        !atomic_exchange_explicit(&reader->asleep, false, memory_order_seq_cst);
+    if (!atomic_exchange_explicit(&reader->asleep, false, memory_order_seq_cst))
+        reader->owed++;
     return false;
 }
 
@@ -396,8 +396,8 @@ void ring_awake(struct ring_reader *reader)
 
     /* Cleared already: ring_wake() was here, and has rung or is about to. */
     if (!atomic_exchange_explicit(&reader->asleep, false, memory_order_seq_cst))
-        reader->owed = true;
-    /* Not there yet: it will wake the next sleep for nothing, and be taken then. */
-    if (reader->owed && read(reader->fd, &count, sizeof(count)) == sizeof(count))
-        reader->owed = false;
+        reader->owed++;
+    /* What has not come yet will wake a sleep for nothing, and be taken then. */
+    if (reader->owed > 0 && read(reader->fd, &count, sizeof(count)) == sizeof(count))
+        reader->owed -= MIN(reader->owed, count);
 }

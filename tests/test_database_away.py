@@ -225,8 +225,7 @@ def test_a_schema_newer_than_the_program_is_told(gateway_factory, command, pg, d
 def test_a_schema_made_anew_ends_the_gateway(gateway_factory, command, pg):
     """Its ids begin again where clients have been before: there is no going on from that."""
     gateway = gateway_factory(pg, QUICK)
-    for number in range(5):
-        gateway.publish("c", str(number))
+    gateway.publish("c", "1")
     pg.execute("DROP SCHEMA gateway CASCADE")
     assert command("migrate", "up", settings={"database.dsn": pg.dsn}).returncode == 0
     gateway.stopped = True

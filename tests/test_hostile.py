@@ -106,6 +106,19 @@ def test_a_length_behind_a_carriage_return_alone_is_refused(target):
                               b"\r\n\r\n0123456789", (400,))
 
 
+@pytest.mark.parametrize("hidden", [b"X: a\0b\r\n", b"X: a\r\n b\r\n", b"X: a\rY: b\r\n"],
+                         ids=["NUL", "folded", "CR"])
+def test_empty_lines_before_a_request_hide_nothing_in_it(target, hidden):
+    refused_or_closed(target, b"\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n" + hidden + b"\r\n",
+                      (400,))
+
+
+def test_empty_lines_before_a_request_are_allowed(target):
+    with target.connection() as connection:
+        connection.send(b"\r\n\r\n" + build_request("GET", "/healthz"))
+        assert connection.read_response().status == 200
+
+
 @pytest.mark.parametrize("later", [False, True], ids=["first", "later"])
 @pytest.mark.parametrize("name", FOLDED)
 def test_a_field_over_two_lines_is_refused(target, name, later):

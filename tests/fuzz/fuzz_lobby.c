@@ -96,7 +96,12 @@ static size_t check_header(const char *text, size_t len)
 /* Behind which a blank line ends; 0 if none does. Of LF LF and LF CR LF, what comes first. */
 static size_t blank_line_end(const char *text, size_t len)
 {
-    for (size_t i = 1; i < len; i++) {
+    size_t begin = 0;
+
+    /* Empty lines before a request are no header. */
+    while (begin < len && (text[begin] == '\r' || text[begin] == '\n'))
+        begin++;
+    for (size_t i = begin + 1; i < len; i++) {
         if (text[i] == '\n' && (text[i - 1] == '\n' ||
                                 (i > 1 && text[i - 1] == '\r' && text[i - 2] == '\n')))
             return i + 1;
@@ -224,7 +229,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     const int first_free = lowest_free_descriptor();
     int ends[2];
 
-    if (len <= HEAD_BYTES || len - HEAD_BYTES > SENT_MAX)
+    if (len < HEAD_BYTES || len - HEAD_BYTES > SENT_MAX)
         return 0;
     const unsigned choices = data[0];
     struct house house = {.text = (const char *)data + HEAD_BYTES,
@@ -232,7 +237,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     const size_t split = ((size_t)data[1] << 8 | data[2]) % (house.len + 1);
 
     /* Tight: the sanitizer sees a look behind the end. */
-    house.header_max = choices & IS_TIGHT ? house.len : SENT_MAX / 2;
+    house.header_max = choices & IS_TIGHT ? MAX(house.len, 1) : SENT_MAX / 2;
     open_house(&house);
     require(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
     if (choices & COMES_LATE)
