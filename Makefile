@@ -102,6 +102,7 @@ run: ## build and run with a private PostgreSQL, or with DATABASE_URL; installs 
 
 run-clean: ## forget the data of `make run`
 	@gateway/scripts/private-postgres remove build/postgres
+	@rm -f build/postgres.dsn
 
 clean: ## remove what was built (the data of `make run` stays)
 	$(Q)[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name 'postgres*' \

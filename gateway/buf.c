@@ -98,18 +98,6 @@ int buf_add_format(struct buf *buf, const char *format, ...)
     return 0;
 }
 
-void buf_consume(struct buf *buf, size_t len)
-{
-    if (len >= buf->len) {
-        buf->len = 0;
-    } else if (len != 0) {
-        memmove(buf->data, buf->data + len, buf->len - len);
-        buf->len -= len;
-    }
-    if (buf->data != NULL)
-        buf->data[buf->len] = '\0';
-}
-
 int buf_ok(const struct buf *buf)
 {
     return buf->failed ? -ENOMEM : 0;

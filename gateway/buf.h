@@ -36,9 +36,6 @@ int buf_add(struct buf *buf, const void *bytes, size_t len);
 int buf_add_text(struct buf *buf, const char *text);
 int buf_add_format(struct buf *buf, const char *format, ...) PRINTF_LIKE(2, 3);
 
-/* Cuts the first `len` bytes away. */
-void buf_consume(struct buf *buf, size_t len);
-
 /* 0, or -ENOMEM if any addition since buf_reset() failed. */
 int buf_ok(const struct buf *buf) MUST_CHECK;
 

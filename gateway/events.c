@@ -277,10 +277,14 @@ bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
 {
     const struct request_form form = form_of(exchange);
     const char *length = exchange_header(exchange, MHD_HTTP_HEADER_CONTENT_LENGTH);
+    const char *coding = exchange_header(exchange, MHD_HTTP_HEADER_TRANSFER_ENCODING);
     struct request_problem problem;
     struct err err;
     char detail[80];
 
+    /* A POST has a body. If libmicrohttpd sees none, its bytes must not become a request. */
+    if (length == NULL && coding == NULL)
+        exchange->close = true;
     (void)snprintf(detail, sizeof(detail), "the body is larger than %zu bytes",
                    exchange->body_max);
     if (exchange->connection->surplus) {

@@ -513,7 +513,8 @@ char *request_event_json(const struct event *event, const char *created_at)
     return buf_steal(&text);
 }
 
-const char *request_status_text(unsigned status)
+/* "Bad Request" for 400, and so on (RFC 9110, 15). */
+static const char *status_text(unsigned status)
 {
     switch (status) {
     case 400:
@@ -549,7 +550,7 @@ char *request_problem_json(const struct request_problem *problem)
                              ? problem->detail.text
                              : "the request has bytes that are not UTF-8";
     json_t *document = json_pack("{s:s, s:s, s:i, s:s}", "type", "about:blank", "title",
-                                 request_status_text(problem->status), "status",
+                                 status_text(problem->status), "status",
                                  (int)problem->status, "detail", detail);
     char *text = json_dumps(document, JSON_COMPACT);
 

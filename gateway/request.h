@@ -70,7 +70,4 @@ char *request_event_json(const struct event *event, const char *created_at) MUST
 /* The problem document. A heap string; NULL: no memory. */
 char *request_problem_json(const struct request_problem *problem) MUST_CHECK;
 
-/* "Bad Request" for 400, and so on (RFC 9110, 15). */
-const char *request_status_text(unsigned status);
-
 #endif

@@ -71,17 +71,6 @@ void service_ready(void)
     sd_notify(0, "READY=1");
 }
 
-void service_reloading(void)
-{
-    /* The time is for Type=notify-reload of systemd 253; older ones ignore it. It is the
-     * machine's clock on purpose: clock_usec() may be a test's. */
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%" PRIu64,
-               (uint64_t)now.tv_sec * USEC_PER_SEC + (uint64_t)now.tv_nsec / 1000);
-}
-
 void service_stopping(void)
 {
     sd_notify(0, "STOPPING=1");

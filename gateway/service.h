@@ -1,5 +1,5 @@
 /*
- * service.h - libsystemd: sockets handed over, ready, watchdog, reloading, stopping, and
+ * service.h - libsystemd: sockets handed over, ready, watchdog, stopping, and
  * the journal. Let in here alone.
  *
  * Not started by systemd: there are no sockets, no watchdog, and what is told is told to
@@ -22,9 +22,8 @@
  * not a listening stream socket (ListenDatagram=, Accept=yes); -E2BIG. */
 int service_listen_fds(int ret_fds[SERVICE_SOCKETS_MAX], struct err *err) MUST_CHECK;
 
-void service_ready(void);     /* READY=1 */
-void service_reloading(void); /* RELOADING=1; service_ready() ends it */
-void service_stopping(void);  /* STOPPING=1 */
+void service_ready(void);                                       /* READY=1 */
+void service_stopping(void);                                    /* STOPPING=1 */
 void service_status(const char *format, ...) PRINTF_LIKE(1, 2); /* STATUS=, one line */
 
 /* How often WatchdogSec= wants a sign of life, in microseconds; 0: it does not. Give one

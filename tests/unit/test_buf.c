@@ -34,22 +34,6 @@ static void bytes_may_be_nul_and_nothing_may_be_added(void **state)
     assert_memory_equal(buf.data, "a\0b", 4);
 }
 
-static void the_beginning_can_be_cut_away(void **state)
-{
-    CLEANUP(buf_done) struct buf buf = BUF_EMPTY;
-
-    (void)state;
-    buf_consume(&buf, 0);
-    buf_add_text(&buf, "abcdef");
-    buf_consume(&buf, 0);
-    buf_consume(&buf, 2);
-    assert_string_equal(buf.data, "cdef");
-    buf_consume(&buf, 4);
-    assert_string_equal(buf.data, "");
-    buf_add_text(&buf, "x");
-    assert_string_equal(buf.data, "x");
-}
-
 static void a_reset_keeps_the_memory(void **state)
 {
     CLEANUP(buf_done) struct buf buf = BUF_EMPTY;
@@ -118,7 +102,6 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(it_grows_and_stays_a_string),
         cmocka_unit_test(bytes_may_be_nul_and_nothing_may_be_added),
-        cmocka_unit_test(the_beginning_can_be_cut_away),
         cmocka_unit_test(a_reset_keeps_the_memory),
         cmocka_unit_test(stolen_text_belongs_to_the_thief),
         cmocka_unit_test(a_failure_leaves_the_content_and_stays_until_the_reset),
