@@ -15,7 +15,8 @@
  * of the ring, each once, from its first position on.
  *
  * Threads: its shard's. Locks: none. Cost: a round looks only at channels that have
- * something new, never at all connections; one system call a member.
+ * something new; one system call a member. Only while somebody waits for a place (he came
+ * before the ring had started, or with an id that is yet to come) all streams are looked at.
  */
 #ifndef FANOUT_H
 #define FANOUT_H
