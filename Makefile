@@ -12,8 +12,8 @@ MODULES := \
     base err log clock thread buf stats \
     mailbox poller event json sse ring channels wheel \
     units secret inifile config sockets service \
-    dsn database retry sqlfile migrate listener batch publisher replay \
-    connection lobby stream fanout shard \
+    dsn database retry sqlfile migrate listener batch publisher readers lookup replay \
+    connection lobby stream catchup fanout shard \
     request page exchange events http \
     healthcheck serve main
 

@@ -19,6 +19,10 @@
 #define EVENT_DEFAULT_CHANNEL   "events"
 #define EVENT_DEFAULT_TYPE      "message"
 
+/* Each life of the table (see gateway.incarnations) has a block of so many numbers: those
+ * from one life and from another are told apart by the bits above. */
+#define EVENT_LIFE_BITS 40
+
 /* Texts are borrowed, UTF-8, and NUL-terminated behind their length. */
 struct event {
     uint64_t seq; /* the event's place in the one order; 0 until it has one */

@@ -4,10 +4,15 @@
 
 #include "clock.h"
 #include "events.h"
+#include "lookup.h"
 #include "shard.h"
+#include "units.h"
 
 /* Of what somebody sent, so much is repeated in a complaint about it. */
 #define QUOTED_MAX 64
+
+/* ?last=N, at the most. */
+#define LAST_MAX 10000
 
 static const struct events_common *common_of(const struct exchange *exchange)
 {
@@ -23,7 +28,9 @@ struct query {
     size_t channel_count;
     struct stream_text types[STREAM_CHANNELS_MAX];
     size_t type_count;
+    enum stream_place place;
     struct stream_text last_id;
+    unsigned last_count;
     size_t channels_max;
     bool failed;
     struct err err;
@@ -77,6 +84,30 @@ static void add_type(struct query *query, const char *text, size_t len)
         query->types[query->type_count++] = (struct stream_text){text, len};
 }
 
+/* An id, or the word for the oldest event there is. */
+static void set_last_id(struct query *query, const char *text, size_t len)
+{
+    static const char earliest[] = "earliest";
+
+    if (len == 0)
+        return;
+    query->place = len == strlen(earliest) && memcmp(text, earliest, len) == 0
+                       ? STREAM_AT_EARLIEST
+                       : STREAM_AT_ID;
+    query->last_id = (struct stream_text){text, len};
+}
+
+static void set_last(struct query *query, const char *text)
+{
+    uint64_t count;
+
+    if (units_parse_count(text, &count) < 0 || count < 1 || count > LAST_MAX) {
+        query_fails(query, "last is a number from 1 to %d", LAST_MAX);
+        return;
+    }
+    query->last_count = (unsigned)count;
+}
+
 static enum MHD_Result take_parameter(void *argument, enum MHD_ValueKind kind,
                                       const char *name, size_t name_len,
                                       const char *value, size_t value_len)
@@ -91,11 +122,13 @@ static enum MHD_Result take_parameter(void *argument, enum MHD_ValueKind kind,
     else if (strcmp(name, "type") == 0)
         add_type(query, text, value_len);
     else if (strcmp(name, "last_event_id") == 0)
-        query->last_id = (struct stream_text){text, value_len};
+        set_last_id(query, text, value_len);
+    else if (strcmp(name, "last") == 0)
+        set_last(query, text);
     else
         query_fails(query,
-                    "unknown parameter \"%.*s\"; there are channel, type and "
-                    "last_event_id",
+                    "unknown parameter \"%.*s\"; there are channel, type, "
+                    "last_event_id and last",
                     (int)event_text_cut(name, QUOTED_MAX), name);
     return MHD_YES;
 }
@@ -110,10 +143,11 @@ static void read_query(const struct exchange *exchange, struct query *query)
     if (query->channel_count == 0)
         add_channel(query, EVENT_DEFAULT_CHANNEL, strlen(EVENT_DEFAULT_CHANNEL));
     /* The header wins: it is newer than the URL of the page that made the EventSource. */
-    if (last_id != NULL && *last_id != '\0')
-        query->last_id = (struct stream_text){last_id, strlen(last_id)};
-    if (query->last_id.len == 0)
-        query->last_id.text = NULL;
+    if (last_id != NULL)
+        set_last_id(query, last_id, strlen(last_id));
+    /* `last` is for the first connection: who comes back with an id goes on from there. */
+    if (query->place == STREAM_AT_NOW && query->last_count > 0)
+        query->place = STREAM_AT_LAST;
 }
 
 static void add_stream_headers(struct MHD_Response *response)
@@ -182,7 +216,9 @@ enum MHD_Result events_subscribe(struct exchange *exchange)
                              .types = query.types,
                              .type_count = query.type_count,
                              .chunked = !exchange->http10,
+                             .place = query.place,
                              .last_id = query.last_id,
+                             .last_count = query.last_count,
                          });
     if (stream == NULL)
         return come_back_later(exchange);
@@ -404,7 +440,7 @@ enum MHD_Result events_publish(struct exchange *exchange)
 /* -- GET /events/<id> -- */
 
 struct reading {
-    struct replay_job job;
+    struct lookup lookup;
     struct exchange *exchange;
 };
 
@@ -412,13 +448,13 @@ static void reading_free(void *state)
 {
     struct reading *reading = state;
 
-    replay_job_done(&reading->job);
+    lookup_clear(&reading->lookup);
     free(reading);
 }
 
-static void read_done(struct replay_job *job)
+static void read_done(struct lookup *lookup)
 {
-    exchange_wake(CONTAINER_OF(job, struct reading, job)->exchange);
+    exchange_wake(CONTAINER_OF(lookup, struct reading, lookup)->exchange);
 }
 
 static enum MHD_Result begin_reading(struct exchange *exchange)
@@ -436,18 +472,18 @@ static enum MHD_Result begin_reading(struct exchange *exchange)
     exchange->state = reading;
     exchange->state_free = reading_free;
     reading->exchange = exchange;
-    reading->job = (struct replay_job){
+    reading->lookup = (struct lookup){
         .seq = seq,
         .deadline_usec = clock_usec() + common->publish_time_usec,
         .done = read_done,
-        .outcome = REPLAY_UNAVAILABLE,
+        .outcome = LOOKUP_UNAVAILABLE,
     };
 
     exchange_sleep(exchange);
-    const int result = replay_ask(common->replay, &reading->job);
+    const int result = lookup_ask(&reading->lookup, common->readers);
     if (result < 0) {
-        reading->job.outcome = REPLAY_UNAVAILABLE;
-        (void)err_set(&reading->job.err, result,
+        reading->lookup.outcome = LOOKUP_UNAVAILABLE;
+        (void)err_set(&reading->lookup.err, result,
                       "too many wait for the database already");
         exchange_wake(exchange);
     }
@@ -461,15 +497,15 @@ enum MHD_Result events_read(struct exchange *exchange)
     if (reading == NULL)
         return begin_reading(exchange);
 
-    switch (reading->job.outcome) {
-    case REPLAY_FOUND:
+    switch (reading->lookup.outcome) {
+    case LOOKUP_FOUND:
         return exchange_text(
             exchange, 200, "application/json",
-            request_event_json(&reading->job.event, reading->job.created_at));
-    case REPLAY_MISSING:
+            request_event_json(&reading->lookup.event, reading->lookup.created_at));
+    case LOOKUP_MISSING:
         return exchange_problem(exchange, 404, "there is no event of that id");
-    case REPLAY_UNAVAILABLE:
+    case LOOKUP_UNAVAILABLE:
         break;
     }
-    return exchange_problem(exchange, 503, "%s", reading->job.err.text);
+    return exchange_problem(exchange, 503, "%s", reading->lookup.err.text);
 }

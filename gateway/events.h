@@ -9,14 +9,14 @@
 #include "base.h"
 #include "exchange.h"
 #include "publisher.h"
-#include "replay.h"
+#include "readers.h"
 
 /* What the endpoints need. [const] */
 struct events_common {
     struct exchange_common
         exchange; /* the first member: exchange->common is one of these */
     struct publisher *publisher;
-    struct replay *replay;
+    struct readers *readers;
     uint64_t publish_time_usec; /* from the last byte of a body to its answer */
     size_t channels_max;        /* channels one subscriber may ask for */
 };

@@ -1,6 +1,7 @@
 #include <string.h>
 
 #include "buf.h"
+#include "catchup.h"
 #include "channels.h"
 #include "clock.h"
 #include "fanout.h"
@@ -10,15 +11,6 @@
 #define ROUND_FRAMES 512
 #define ROUND_BYTES  MIB
 #define ROUND_HITS   4096 /* frames times the topics they belong to */
-
-/* What one stream that is BEHIND is sent before others have their turn. */
-#define CATCH_UP_SENDS  16
-#define CATCH_UP_FRAMES 256  /* one send */
-#define CATCH_UP_LOOKS  4096 /* frames looked at for one send */
-
-/* An id that is newer than anything in the ring may be on its way: committed by a POST to
- * this gateway, or delivered by another one, a moment ago. */
-#define FUTURE_USEC (3 * USEC_PER_SEC)
 
 /* What was committed before a drain began is still delivered, rather than left for the next
  * connection to ask for. */
@@ -43,9 +35,8 @@ struct fanout {
     struct stream_owner owner; /* what the streams see of it */
     struct fanout_settings settings;
     struct channels *channels;
+    struct catchup *catchup;
     struct stream *streams;
-    size_t unplaced; /* streams that wait for ring_start(), or for the event they name */
-    uint64_t delivered; /* frames handed to sockets whole, for the counters */
 
     /* This round. */
     uint64_t mark;
@@ -75,8 +66,16 @@ struct fanout *fanout_new(const struct fanout_settings *settings)
     fanout->owner.position = ring_next(settings->reader);
     fanout->settings = *settings;
     fanout->channels = channels_new();
-    if (fanout->channels == NULL) {
-        free(fanout);
+    fanout->catchup = catchup_new(&(struct catchup_settings){
+        .reader = settings->reader,
+        .replay = settings->replay,
+        .stats = settings->stats,
+        .owner = &fanout->owner,
+        .post = settings->post,
+        .argument = settings->argument,
+    });
+    if (fanout->channels == NULL || fanout->catchup == NULL) {
+        fanout_free(fanout);
         return NULL;
     }
     return fanout;
@@ -86,6 +85,7 @@ void fanout_free(struct fanout *fanout)
 {
     if (fanout == NULL)
         return;
+    catchup_free(fanout->catchup);
     channels_free(fanout->channels);
     buf_done(&fanout->bytes);
     free(fanout);
@@ -94,11 +94,6 @@ void fanout_free(struct fanout *fanout)
 void fanout_turn(struct fanout *fanout, uint64_t now_usec)
 {
     fanout->owner.now_usec = now_usec;
-}
-
-uint64_t fanout_due(const struct fanout *fanout)
-{
-    return fanout->unplaced > 0 ? fanout->owner.now_usec + FUTURE_USEC / 4 : CLOCK_NEVER;
 }
 
 uint64_t fanout_position(const struct fanout *fanout)
@@ -127,58 +122,6 @@ static void leave_channels(struct fanout *fanout, struct stream *stream)
         channels_leave(fanout->channels, &stream->members[i]);
 }
 
-/* The stream goes on with everything that is held, and is told what that misses. */
-static enum stream_gap place_at_oldest(struct fanout *fanout, struct stream *stream,
-                                       enum stream_gap gap, uint64_t *ret_oldest)
-{
-    ring_oldest(fanout->settings.reader, &stream->position, ret_oldest);
-    stream->placed = true;
-    return gap;
-}
-
-/* Gives the stream its first position, after last_id, if it can be known yet. *ret_oldest
- * is set with a gap. */
-static enum stream_gap place(struct fanout *fanout, struct stream *stream,
-                             uint64_t *ret_oldest)
-{
-    ring_enter(fanout->settings.reader);
-    const enum ring_place found =
-        ring_find(fanout->settings.reader, stream->last_id, &stream->position);
-    ring_leave(fanout->settings.reader);
-
-    switch (found) {
-    case RING_FOUND:
-        stream->placed = true;
-        return STREAM_NO_GAP;
-    case RING_NOT_STARTED:
-        return STREAM_NO_GAP;
-    case RING_AHEAD:
-        if (fanout->owner.now_usec < stream->asked_usec + FUTURE_USEC)
-            return STREAM_NO_GAP;
-        return place_at_oldest(fanout, stream, STREAM_GAP_FUTURE, ret_oldest);
-    case RING_TOO_OLD:
-        break;
-    }
-    return place_at_oldest(fanout, stream, STREAM_GAP_EXPIRED, ret_oldest);
-}
-
-static enum stream_gap place_first(struct fanout *fanout, struct stream *stream,
-                                   struct stream_text last_id, uint64_t *ret_oldest)
-{
-    if (last_id.text == NULL) {
-        stream->position = fanout->owner.position;
-        stream->placed = true;
-        return STREAM_NO_GAP;
-    }
-    if (event_id_parse(last_id.text, last_id.len, &stream->last_id) < 0)
-        return place_at_oldest(fanout, stream, STREAM_GAP_UNKNOWN, ret_oldest);
-
-    const enum stream_gap gap = place(fanout, stream, ret_oldest);
-    if (!stream->placed)
-        fanout->unplaced++;
-    return gap;
-}
-
 static void add_stream(struct fanout *fanout, struct stream *stream)
 {
     stream->next = fanout->streams;
@@ -193,7 +136,6 @@ static void add_stream(struct fanout *fanout, struct stream *stream)
 struct stream *fanout_subscribe(struct fanout *fanout, struct connection *connection,
                                 const struct stream_wishes *wishes)
 {
-    uint64_t oldest = 0;
     struct stream *stream =
         stream_new(wishes, connection, fanout->settings.poller, &fanout->settings.timing,
                    fanout->settings.stats, &fanout->owner);
@@ -201,10 +143,10 @@ struct stream *fanout_subscribe(struct fanout *fanout, struct connection *connec
     if (stream == NULL)
         return NULL;
 
-    const enum stream_gap gap = place_first(fanout, stream, wishes->last_id, &oldest);
-    if (join_channels(fanout, stream, wishes) < 0 ||
-        stream_greet(stream, gap, wishes->last_id, oldest) < 0) {
-        fanout->unplaced -= !stream->placed;
+    /* "Now" is when it is asked, if that can be told yet. */
+    if (stream->place == STREAM_AT_NOW && ring_now(fanout->settings.reader, &stream->seq))
+        stream->place = STREAM_AT_SEQ;
+    if (join_channels(fanout, stream, wishes) < 0) {
         leave_channels(fanout, stream);
         stream_free(stream);
         return NULL;
@@ -217,139 +159,18 @@ static void stream_over(struct stream_owner *owner, struct stream *stream)
 {
     struct fanout *fanout = CONTAINER_OF(owner, struct fanout, owner);
 
+    catchup_forget(fanout->catchup, stream);
     leave_channels(fanout, stream);
-    fanout->unplaced -= !stream->placed;
     *stream->link = stream->next;
     if (stream->next != NULL)
         stream->next->link = stream->link;
     stats_gauge_add(fanout->settings.stats, STATS_STREAMS, -1);
 }
 
-/* Those whose place could not be known when they came may learn it now. */
-static void place_the_waiting(struct fanout *fanout)
-{
-    for (struct stream *stream = fanout->streams, *next; stream != NULL; stream = next) {
-        uint64_t oldest = 0;
-
-        next = stream->next;
-        if (stream->placed)
-            continue;
-
-        const enum stream_gap gap = place(fanout, stream, &oldest);
-        if (!stream->placed)
-            continue;
-        fanout->unplaced--;
-        if (stream->phase == STREAM_GREETING && gap != STREAM_NO_GAP)
-            stream_finish(stream, STREAM_END_ABRUPT); /* too late to greet it otherwise */
-        else if (gap != STREAM_NO_GAP &&
-                 stream_tell_gap(stream, gap, stream->last_id, oldest) < 0)
-            stream_finish(stream, STREAM_END_ABRUPT);
-        else if (stream->phase != STREAM_GREETING)
-            stream_yield(stream);
-    }
-}
-
-/* -- behind -- */
-
-/* The ring has overtaken it. It is closed, and comes back with the id of the last event
- * that it has whole. */
-static void overtaken(struct fanout *fanout, struct stream *stream)
-{
-    stats_add(fanout->settings.stats, STATS_STREAMS_LAGGED, 1);
-    stream_finish(stream, STREAM_END_ABRUPT);
-}
-
-static bool takes(const struct stream *stream, const struct sse_frame *frame)
-{
-    for (size_t i = 0; i < stream->member_count; i++) {
-        if (channels_topic_takes(stream->members[i].topic, sse_frame_channel(frame),
-                                 frame->channel_len, frame->channel_hash))
-            return stream_takes_type(stream, frame);
-    }
-    return false;
-}
-
-/* Collects what the stream takes, from *position on and before the shard's own position.
- * RING_FRAME: there may be more. In a ring round. */
-static enum ring_result collect(struct fanout *fanout, const struct stream *stream,
-                                uint64_t *position, size_t *ret_count)
-{
-    size_t count = 0;
-
-    for (size_t looks = 0; looks < CATCH_UP_LOOKS && count < CATCH_UP_FRAMES; looks++) {
-        const struct sse_frame *frame;
-
-        if (*position >= fanout->owner.position) {
-            *ret_count = count;
-            return RING_EMPTY;
-        }
-        if (ring_read(fanout->settings.reader, position, &frame) != RING_FRAME)
-            return RING_LAGGED;
-        if (takes(stream, frame))
-            fanout->frames[count++] = frame;
-    }
-    *ret_count = count;
-    return RING_FRAME;
-}
-
-/* One send from the stream's position on. false: the socket is full, or it is over. */
-static bool catch_up_once(struct fanout *fanout, struct stream *stream, bool *ret_arrived)
-{
-    uint64_t position = stream->position;
-    size_t count = 0;
-    const enum ring_result result = collect(fanout, stream, &position, &count);
-
-    if (result == RING_LAGGED) {
-        overtaken(fanout, stream);
-        return false;
-    }
-    if (count > 0) {
-        const size_t sent = stream_send(stream, fanout->frames, count, NULL, 0);
-
-        fanout->delivered += sent;
-        if (sent < count)
-            return false;
-    }
-    stream->position = position;
-    *ret_arrived = result == RING_EMPTY;
-    return true;
-}
-
-static void catch_up(struct fanout *fanout, struct stream *stream)
-{
-    if (!stream_send_rest(stream))
-        return;
-
-    for (int i = 0; i < CATCH_UP_SENDS; i++) {
-        bool arrived = false;
-
-        ring_enter(fanout->settings.reader);
-        const bool taken = catch_up_once(fanout, stream, &arrived);
-        ring_leave(fanout->settings.reader);
-
-        if (!taken)
-            return;
-        /* Placed after what this shard has read, it waits there for the shard. */
-        if (stream->position > fanout->owner.position)
-            break;
-        if (arrived) {
-            stream_is_live(stream);
-            return;
-        }
-    }
-    stream_yield(stream);
-}
-
 static void stream_writable(struct stream_owner *owner, struct stream *stream)
 {
-    struct fanout *fanout = CONTAINER_OF(owner, struct fanout, owner);
-
-    if (stream->phase != STREAM_BEHIND)
-        return;
-    if (stream->placed)
-        catch_up(fanout, stream);
-    else
-        (void)!stream_send_rest(stream); /* the rest of a heartbeat */
+    if (stream->phase == STREAM_BEHIND)
+        catchup_go_on(CONTAINER_OF(owner, struct fanout, owner)->catchup, stream);
 }
 
 /* -- a round -- */
@@ -398,6 +219,7 @@ static enum ring_result gather(struct fanout *fanout)
         if (result != RING_FRAME)
             return result;
 
+        fanout->owner.seq = frame->seq;
         const size_t count =
             channels_match(fanout->channels, sse_frame_channel(frame), frame->channel_len,
                            frame->channel_hash, topics);
@@ -450,7 +272,7 @@ static void send_run(struct fanout *fanout, const struct run *run)
         if (stream->phase != STREAM_LIVE)
             continue;
         if (stream->everything) {
-            fanout->delivered += stream_send(stream, fanout->frames, count, bytes, len);
+            (void)stream_send(stream, fanout->frames, count, bytes, len);
         } else if (stream->mark != fanout->mark) {
             stream->mark = fanout->mark;
             stream->touched = fanout->choosy;
@@ -507,33 +329,32 @@ static void send_choosy(struct fanout *fanout, struct stream *stream)
     const size_t count = merge_runs(fanout, stream, places);
 
     if (count > 0)
-        fanout->delivered += stream_send(stream, fanout->frames, count, NULL, 0);
+        (void)stream_send(stream, fanout->frames, count, NULL, 0);
 }
 
-/* The shard itself was overtaken: so were all who are up to date with it. */
+/* The shard itself was overtaken, or the ring was emptied: so were all who were up to date
+ * with it. The next round begins with the newest, and they are taken there one by one. */
 static void everybody_overtaken(struct fanout *fanout)
 {
-    for (struct stream *stream = fanout->streams, *next; stream != NULL; stream = next) {
-        next = stream->next;
-        if (stream->phase == STREAM_LIVE)
-            overtaken(fanout, stream);
+    for (struct stream *stream = fanout->streams; stream != NULL; stream = stream->next) {
+        if (stream->phase != STREAM_LIVE)
+            continue;
+        stream_is_behind(stream);
+        stream_yield(stream);
     }
     fanout->owner.position = ring_next(fanout->settings.reader);
 }
 
 static void count_deliveries(struct fanout *fanout)
 {
-    stats_add(fanout->settings.stats, STATS_EVENTS_DELIVERED, fanout->delivered);
+    stats_add(fanout->settings.stats, STATS_EVENTS_DELIVERED, fanout->owner.delivered);
     stats_add(fanout->settings.stats, STATS_DELIVERED_BYTES, fanout->owner.sent_bytes);
-    fanout->delivered = 0;
+    fanout->owner.delivered = 0;
     fanout->owner.sent_bytes = 0;
 }
 
 bool fanout_round(struct fanout *fanout)
 {
-    if (fanout->unplaced > 0)
-        place_the_waiting(fanout);
-
     ring_enter(fanout->settings.reader);
     const enum ring_result result = gather(fanout);
 
@@ -546,8 +367,10 @@ bool fanout_round(struct fanout *fanout)
 
     if (result == RING_LAGGED)
         everybody_overtaken(fanout);
+    const bool more_pages = catchup_turn(fanout->catchup);
+
     count_deliveries(fanout);
-    return result != RING_EMPTY;
+    return result != RING_EMPTY || more_pages;
 }
 
 /* -- the end -- */

@@ -7,22 +7,22 @@
  *                   └─ of several channels, or choosy about types: sendmsg(2) of just
  *                      their frames, in order, each once
  *
- * A subscriber who is BEHIND is passed by in rounds, and goes on from the ring at its own
- * position when its socket takes more; once it has reached the shard's position it is
- * LIVE again. If the ring has overtaken it, it is closed and comes back with its last id.
+ * A subscriber who is BEHIND is passed by in rounds; catchup.h takes it to where the shard
+ * is.
  *
  * Always true: every subscriber is sent the events of its channels and types in the order
- * of the ring, each once, from its first position on.
+ * of the ring, each once, from its first place on.
  *
  * Threads: its shard's. Locks: none. Cost: a round looks only at channels that have
- * something new; one system call a member. Only while somebody waits for a place (he came
- * before the ring had started, or with an id that is yet to come) all streams are looked at.
+ * something new; one system call a member.
  */
 #ifndef FANOUT_H
 #define FANOUT_H
 
 #include "base.h"
+#include "mailbox.h"
 #include "poller.h"
+#include "replay.h"
 #include "ring.h"
 #include "stats.h"
 #include "stream.h"
@@ -34,6 +34,10 @@ struct fanout_settings {
     struct poller *poller;
     struct stats *stats;
     struct stream_timing timing;
+    struct replay *replay;
+    /* Called on any thread: the letter is to be delivered on the shard's. */
+    void (*post)(void *argument, struct mail *mail);
+    void *argument;
 };
 
 struct fanout *fanout_new(const struct fanout_settings *settings)
@@ -53,9 +57,6 @@ bool fanout_round(struct fanout *fanout);
 
 /* The next position it will read: for ring_sleep(). */
 uint64_t fanout_position(const struct fanout *fanout);
-
-/* When fanout_round() should be called again, even if nothing is new. */
-uint64_t fanout_due(const struct fanout *fanout);
 
 /* Every stream says goodbye at a random time within `spread_usec`. */
 void fanout_drain(struct fanout *fanout, uint64_t spread_usec);

@@ -58,7 +58,7 @@ struct http *http_new(const struct http_settings *settings)
                      .cors_origins = http->cors_origins,
                      .retry_usec = settings->retry_usec},
         .publisher = settings->publisher,
-        .replay = settings->replay,
+        .readers = settings->readers,
         .publish_time_usec = settings->publish_time_usec,
         .channels_max = settings->channels_max,
     };

@@ -25,7 +25,7 @@
 #include "listener.h"
 #include "page.h"
 #include "publisher.h"
-#include "replay.h"
+#include "readers.h"
 #include "stats.h"
 
 struct http;
@@ -34,7 +34,7 @@ struct http_settings {
     struct stats *stats;
     struct listener *listener;
     struct publisher *publisher;
-    struct replay *replay;
+    struct readers *readers;
     const struct page *page;
     const char *cors_origins;
     uint64_t retry_usec;

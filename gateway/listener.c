@@ -35,6 +35,9 @@
 #define FETCH_ROWS 500
 #define SWEEP_ROWS 5000
 
+/* A ring begins with so many events at the most, if there is room for them. */
+#define RECENT_EVENTS 20000
+
 /* Long fetches reach the readers while they last, and count as a sign of life. */
 #define WAKE_FRAMES 64
 #define WAKE_BYTES  MIB
@@ -56,6 +59,7 @@ struct listener {
     bool sweep_full;          /* [listener] the last one, and nothing fetched since */
     bool queue_warned;        /* [listener] */
     uint64_t last_seq;        /* [listener] the newest frame in the ring */
+    uint64_t begun_seq;       /* [listener] the newest event when the ring began */
     size_t fetched;           /* [listener] rows of this fetch */
     size_t unannounced_bytes; /* [listener] pushed since the readers were woken */
     uint64_t look_usec;       /* [listener] when to look again */
@@ -160,28 +164,17 @@ static int sweep(struct listener *listener, struct err *err)
     return 0;
 }
 
-static int read_head(struct listener *listener, uint64_t *ret_seq, struct err *err)
-{
-    CLEANUP(database_clear) PGresult *result = NULL;
-    int r = ask(listener,
-                "SELECT e.seq FROM gateway.events e WHERE e.seq IS NOT NULL "
-                "ORDER BY e.seq DESC LIMIT 1",
-                QUERY_USEC, &result, err);
-
-    if (r < 0)
-        return r;
-    *ret_seq = 0;
-    if (PQntuples(result) == 1)
-        *ret_seq = strtoull(PQgetvalue(result, 0, 0), NULL, 10);
-    return 0;
-}
-
 static int64_t read_int64(const PGresult *row, int column)
 {
     uint64_t network;
 
     memcpy(&network, PQgetvalue(row, 0, column), sizeof(network));
     return (int64_t)be64toh(network);
+}
+
+static bool is_other_life(uint64_t seq, uint64_t other)
+{
+    return seq >> EVENT_LIFE_BITS != other >> EVENT_LIFE_BITS;
 }
 
 static int push_row(void *argument, const PGresult *row)
@@ -199,6 +192,8 @@ static int push_row(void *argument, const PGresult *row)
     };
     int64_t age_usec = read_int64(row, 4);
 
+    if (is_other_life(event.seq, listener->last_seq))
+        return -ESTALE;
     /* An event that has no room now is asked for again, never left out. */
     struct sse_frame *frame = sse_frame_new(&event);
     if (frame == NULL)
@@ -217,8 +212,9 @@ static int push_row(void *argument, const PGresult *row)
 
     stats_add(stats, STATS_EVENTS_RECEIVED, 1);
     stats_add(stats, STATS_EVENTS_RECEIVED_BYTES, weight);
-    stats_observe_usec(stats, STATS_EVENT_AGE_SECONDS,
-                       age_usec > 0 ? (uint64_t)age_usec : 0);
+    if (event.seq > listener->begun_seq) /* the others are no news */
+        stats_observe_usec(stats, STATS_EVENT_AGE_SECONDS,
+                           age_usec > 0 ? (uint64_t)age_usec : 0);
     return 0;
 }
 
@@ -259,6 +255,8 @@ static int fetch(struct listener *listener, struct err *err)
     if (r == -ENOMEM)
         return err_set(err, r, "no memory for event %llu",
                        (unsigned long long)listener->last_seq + 1);
+    if (r == -ESTALE)
+        return err_set(err, r, "the table of events has begun a new life");
     if (r == -EIO)
         (void)database_schema_missing(database_sqlstate(listener->database), err);
     if (r < 0)
@@ -339,30 +337,74 @@ static int look(struct listener *listener, const char **ret_reason, struct err *
 
 /* ---- a new connection ---- */
 
-/* Where the ring begins: only what comes after the first connection is live. */
-static int find_beginning(struct listener *listener, struct err *err)
+/* The newest event there is, and where a ring that begins now would begin: with the newest of
+ * this life, so that those who come back after a restart are served without a query each. */
+static int read_ends(struct listener *listener, uint64_t *ret_newest,
+                     uint64_t *ret_recent, struct err *err)
 {
-    uint64_t head = 0;
-    int r = read_head(listener, &head, err);
+    CLEANUP(database_clear) PGresult *result = NULL;
+    char sql[128];
 
+    (void)snprintf(sql, sizeof(sql),
+                   "SELECT gateway.newest_seq(), gateway.recent_after(%d, %zu)",
+                   RECENT_EVENTS, listener->settings.recent_bytes);
+    const int r = ask(listener, sql, QUERY_USEC, &result, err);
+    if (r < 0)
+        return r;
+    *ret_newest = strtoull(PQgetvalue(result, 0, 0), NULL, 10);
+    *ret_recent = strtoull(PQgetvalue(result, 0, 1), NULL, 10);
+    return 0;
+}
+
+/* The events seen last are not there: a disk's snapshot was restored, say. Numbers that were
+ * seen must not be given again. */
+static int tell_seen(struct listener *listener, struct err *err)
+{
+    char sql[64];
+
+    (void)snprintf(sql, sizeof(sql), "SELECT gateway.has_seen(%llu)",
+                   (unsigned long long)listener->last_seq);
+    return ask(listener, sql, SWEEP_USEC, NULL, err);
+}
+
+/* Another life of the table than that of the events in the ring. Some of those may be lost,
+ * and others have been seen by other gateways' clients: who goes on from an id of the life
+ * before asks the table. */
+static void begin_anew(struct listener *listener, uint64_t newest)
+{
+    log_warning("listener: the table of events has begun a new life (a failover, or a "
+                "restored dump); the newest event seen is %llu, the new ones begin above "
+                "%llu",
+                (unsigned long long)listener->last_seq, (unsigned long long)newest);
+    listener->last_seq = newest;
+    ring_restart(listener->settings.ring, newest);
+    ring_wake(listener->settings.ring);
+}
+
+/* From where this connection is to fetch. */
+static int find_place(struct listener *listener, struct err *err)
+{
+    uint64_t newest, recent;
+    int r = read_ends(listener, &newest, &recent, err);
+
+    if (r == 0 && listener->started && newest < listener->last_seq && listener->writable) {
+        r = tell_seen(listener, err);
+        if (r == 0)
+            r = read_ends(listener, &newest, &recent, err);
+    }
     if (r < 0)
         return r;
     if (!listener->started) {
         listener->started = true;
-        listener->last_seq = head;
-        ring_start(listener->settings.ring, head);
-        stats_gauge_set(listener->settings.stats, STATS_HEAD_SEQ, (int64_t)head);
-        note_answer(listener);
-    } else if (head != 0 && head < listener->last_seq) {
-        /* A dump was restored, or a failover lost commits. New events are seen all the
-         * same: their seq begins in a block of its own, above all that was ever given.
-         * What clients with an id from the lost stretch are told is the resume's
-         * business. */
-        log_warning(
-            "listener: the newest event in the database is %llu, but %llu has been "
-            "seen: events have been lost by a failover or a restored dump",
-            (unsigned long long)head, (unsigned long long)listener->last_seq);
+        listener->last_seq = recent;
+        listener->begun_seq = newest;
+        ring_start(listener->settings.ring, recent, newest);
+        ring_wake(listener->settings.ring);
+        stats_gauge_set(listener->settings.stats, STATS_HEAD_SEQ, (int64_t)recent);
+    } else if (is_other_life(newest, listener->last_seq)) {
+        begin_anew(listener, newest);
     }
+    note_answer(listener);
     return 0;
 }
 
@@ -389,7 +431,7 @@ static int begin_listening(struct listener *listener, struct err *err)
     if (r == 0 && listener->writable)
         r = sweep(listener, err);
     if (r == 0)
-        r = find_beginning(listener, err);
+        r = find_place(listener, err);
     if (r == 0)
         set_status(listener, true, listener->writable, reason);
     return r;

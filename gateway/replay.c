@@ -1,312 +1,517 @@
 /*
- * replay.c - stored events, read from the table for those who ask for older ones.
+ * replay.c - events after an id, page by page; and whether that id can be gone on from.
+ *
+ * Those who ask for the same stand in one queue; a queue is a job of the readers while
+ * somebody stands in it. A page is begun at the lowest id in the queue that is above the
+ * last page's end, then again from the lowest: like a lift, so that many who are spread over
+ * a stretch cost each page of it once, and those at its end do not wait for ever.
  */
 #include "replay.h"
 
+#include <endian.h>
 #include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include "clock.h"
-#include "database.h"
-#include "log.h"
-#include "mailbox.h"
-#include "retry.h"
-#include "thread.h"
+#include "event.h"
 
-#define CONNECT_USEC (3 * USEC_PER_SEC)
-#define QUERY_USEC   (3 * USEC_PER_SEC)
+/* A page: soon read, soon sent, and not much lost if its receiver has room for less. */
+#define PAGE_ROWS    TEXT(REPLAY_PAGE_MAX)
+#define PAGE_BYTES   "262144"
+#define PAGE_STRETCH "20000"  /* rows looked at for prefixes */
+#define LAST_STRETCH "100000" /* rows looked at for the newest of a prefix or a type */
+#define QUERY_USEC   (10 * USEC_PER_SEC)
 
-struct replay {
-    size_t queue_jobs;         /* [const] */
-    struct database *database; /* [replay] */
-    struct retry retry;        /* [replay] */
-    struct err away;           /* [replay] why the last try to connect failed */
-    struct thread thread;
-    struct mailbox bell; /* rung when there is a job, and to stop; carries no letters */
-    int stop_fd;         /* [const] eventfd */
+#define TEXT(macro)  TEXT_(macro)
+#define TEXT_(value) #value
 
-    pthread_mutex_t lock;
-    struct replay_job *first; /* [lock] */
-    struct replay_job **tail; /* [lock] */
-    size_t waiting;           /* [lock] */
-    bool running;             /* [lock] jobs are taken */
+/* Pages that nobody has taken yet weigh too much, or the server knows nothing new: the time
+ * until the next try. */
+#define FULL_USEC  (5 * USEC_PER_MSEC)
+#define STALE_USEC (100 * USEC_PER_MSEC)
+
+/* So long a server may take to learn of an id: a standby lags. */
+#define LAG_USEC (3 * USEC_PER_SEC)
+
+#define BUCKETS ((size_t)1024)
+
+/* All who ask for the same. */
+struct replay_queue {
+    struct reader_job job;
+    struct replay *replay;         /* [const] */
+    struct replay_queue *next;     /* [lock] in its bucket */
+    struct replay_request *first;  /* [lock] */
+    struct replay_request **tail;  /* [lock] */
+    uint64_t reached;              /* [reader] end of the last page */
+    enum replay_question question; /* [const] */
+    unsigned count;                /* [const] */
+    uint64_t hash;                 /* [const] */
+    const char *types;             /* [const] behind the patterns */
+    char patterns[];               /* [const] */
 };
 
-/* ---- answers ---- */
+struct replay {
+    struct replay_settings settings; /* [const] */
+    _Atomic size_t bytes;            /* [atomic] of all pages */
+    pthread_mutex_t lock;
+    struct replay_queue *buckets[BUCKETS]; /* [lock] */
+};
 
-static void answer(struct replay_job *job, enum replay_outcome outcome, const char *why)
+/* ---- pages ---- */
+
+static void page_free(struct replay_page *page)
 {
-    job->outcome = outcome;
-    (void)err_set(&job->err, 0, "%s", why);
-    job->done(job); /* the asker's again, and perhaps gone */
+    for (size_t i = 0; i < page->count; i++)
+        sse_frame_free(page->frames[i]);
+    free(page->frames);
+    free((void *)(uintptr_t)page->lost);
+    free(page);
 }
 
-static struct replay_job *take_job(struct replay *replay)
+void replay_page_free(struct replay_page *page)
 {
-    pthread_mutex_lock(&replay->lock);
-    struct replay_job *job = replay->first;
-    if (job != NULL) {
-        replay->first = job->next;
-        if (replay->first == NULL)
-            replay->tail = &replay->first;
-        replay->waiting--;
-    }
-    pthread_mutex_unlock(&replay->lock);
-    return job;
+    /* Release and acquire: whoever frees it sees all reading as done. */
+    if (page == NULL ||
+        atomic_fetch_sub_explicit(&page->holders, 1, memory_order_acq_rel) > 1)
+        return;
+    atomic_fetch_sub_explicit(&page->replay->bytes, page->bytes, memory_order_relaxed);
+    page_free(page);
 }
 
-/* Takes out those whose time is up; in order, as they were. */
-static struct replay_job *take_late(struct replay *replay)
+static void clear_page(struct replay_page **page)
 {
-    struct replay_job *late = NULL, **late_tail = &late;
-    uint64_t now = clock_usec();
-
-    pthread_mutex_lock(&replay->lock);
-    struct replay_job **link = &replay->first;
-    while (*link != NULL) {
-        struct replay_job *job = *link;
-        if (now < job->deadline_usec) {
-            link = &job->next;
-            continue;
-        }
-        *link = job->next;
-        job->next = NULL;
-        *late_tail = job;
-        late_tail = &job->next;
-        replay->waiting--;
-    }
-    replay->tail = link;
-    pthread_mutex_unlock(&replay->lock);
-    return late;
+    replay_page_free(*page);
 }
 
-/* While one job waits for PostgreSQL, the time of the others goes on. */
-static void on_tick(void *argument)
+static bool is_lost(const struct replay_page *page, uint64_t id)
 {
-    for (struct replay_job *job = take_late(argument), *next; job != NULL; job = next) {
-        next = job->next;
-        answer(job, REPLAY_UNAVAILABLE, "the database did not answer in time");
+    for (size_t i = 0; i + 1 < page->lost_count; i += 2) {
+        if (id > page->lost[i] && id < page->lost[i + 1])
+            return true;
     }
+    return false;
 }
 
-/* ---- one job ---- */
-
-/* Channel, type and data into one piece of memory, each with its NUL. */
-static int keep_event(struct replay_job *job, const PGresult *result)
+enum replay_verdict replay_judge(const struct replay_page *page, uint64_t id,
+                                 uint64_t told)
 {
-    const char *texts[3];
-    size_t lens[3], total = 0;
+    if (id > page->newest || is_lost(page, id))
+        return REPLAY_FUTURE;
+    return id < page->purged && page->purged > told ? REPLAY_EXPIRED : REPLAY_EXACT;
+}
 
-    for (int i = 0; i < 3; i++) {
-        lens[i] = (size_t)PQgetlength(result, 0, i);
-        total += lens[i] + 1;
-    }
-    char *text = malloc(total);
-    if (text == NULL)
+static uint64_t read_uint64(const PGresult *result, int row, int column)
+{
+    uint64_t network;
+
+    memcpy(&network, PQgetvalue(result, row, column), sizeof(network));
+    return be64toh(network);
+}
+
+/* "10 1099511627776 ..." */
+static int read_lost(struct replay_page *page, const char *text)
+{
+    size_t room = 1;
+
+    if (*text == '\0')
+        return 0;
+    for (const char *at = text; *at != '\0'; at++)
+        room += *at == ' ';
+    uint64_t *lost = calloc(room, sizeof(*lost));
+    if (lost == NULL)
         return -ENOMEM;
-    char *at = text;
-    for (int i = 0; i < 3; i++) {
-        memcpy(at, PQgetvalue(result, 0, i), lens[i] + 1);
-        texts[i] = at;
-        at += lens[i] + 1;
-    }
-    job->text = text;
-    job->event = (struct event){
-        .seq = job->seq,
-        .channel = texts[0],
-        .channel_len = lens[0],
-        .type = texts[1],
-        .type_len = lens[1],
-        .data = texts[2],
-        .data_len = lens[2],
-    };
-    (void)snprintf(job->created_at, sizeof(job->created_at), "%s",
-                   PQgetvalue(result, 0, 3));
+    for (char *at = (char *)(uintptr_t)text; page->lost_count < room && *at != '\0';)
+        lost[page->lost_count++] = strtoull(at, &at, 10);
+    page->lost = lost;
     return 0;
 }
 
-/* 1: found; 0: there is none. */
-static int read_event(struct replay *replay, struct replay_job *job, struct err *err)
+enum column { THROUGH, NEWEST, PURGED, LOST, STANDBY, SEQ, CHANNEL, TYPE, DATA };
+
+static int read_frames(struct replay_page *page, const PGresult *result)
+{
+    const int rows = PQgetisnull(result, 0, SEQ) ? 0 : PQntuples(result);
+
+    page->frames = calloc((size_t)MAX(rows, 1), sizeof(struct sse_frame *));
+    if (page->frames == NULL)
+        return -ENOMEM;
+    for (int row = 0; row < rows; row++) {
+        struct sse_frame *frame = sse_frame_new(&(struct event){
+            .seq = read_uint64(result, row, SEQ),
+            .channel = PQgetvalue(result, row, CHANNEL),
+            .channel_len = (size_t)PQgetlength(result, row, CHANNEL),
+            .type = PQgetvalue(result, row, TYPE),
+            .type_len = (size_t)PQgetlength(result, row, TYPE),
+            .data = PQgetvalue(result, row, DATA),
+            .data_len = (size_t)PQgetlength(result, row, DATA),
+        });
+
+        if (frame == NULL)
+            return -ENOMEM;
+        page->frames[page->count++] = frame;
+        page->bytes += sse_frame_weight(frame);
+    }
+    return 0;
+}
+
+/* With one holder: whoever calls. */
+static struct replay_page *page_new(struct replay *replay, uint64_t after,
+                                    const PGresult *result)
+{
+    struct replay_page *page = calloc(1, sizeof(*page));
+
+    if (page == NULL)
+        return NULL;
+    page->replay = replay;
+    page->after = after;
+    page->through = read_uint64(result, 0, THROUGH);
+    page->newest = read_uint64(result, 0, NEWEST);
+    page->purged = read_uint64(result, 0, PURGED);
+    page->bytes = sizeof(*page);
+    atomic_init(&page->holders, 1);
+    if (read_lost(page, PQgetvalue(result, 0, LOST)) < 0 ||
+        read_frames(page, result) < 0) {
+        page_free(page);
+        return NULL;
+    }
+    atomic_fetch_add_explicit(&replay->bytes, page->bytes, memory_order_relaxed);
+    return page;
+}
+
+/* ---- asking the database ---- */
+
+/* What is asked, and what is known of the whole table, in one statement: one snapshot. The
+ * order of the columns is that of enum column. */
+#define HORIZON "h.newest, h.purged, h.lost, h.standby, "
+#define NO_ROWS "CAST(NULL AS int8), NULL, NULL, NULL "
+
+static const char *const questions[] = {
+    [REPLAY_AFTER] =
+        "SELECT p.through, " HORIZON "e.seq, e.channel, e.type, e.data "
+        "FROM gateway.horizon($1) h, "
+        "gateway.replay_page($2, $1, " PAGE_ROWS ", " PAGE_BYTES ", " PAGE_STRETCH ") p "
+        "LEFT JOIN gateway.events e ON e.seq = ANY (p.seqs) ORDER BY e.seq",
+    [REPLAY_EARLIEST] = "SELECT gateway.oldest_seq(), " HORIZON NO_ROWS
+                        "FROM gateway.horizon($1) h",
+    [REPLAY_LAST] = "SELECT gateway.newest_after($2, $3, $4, " LAST_STRETCH
+                    "), " HORIZON NO_ROWS "FROM gateway.horizon($1) h",
+};
+static const int parameter_counts[] = {
+    [REPLAY_AFTER] = 2, [REPLAY_EARLIEST] = 1, [REPLAY_LAST] = 4};
+
+static int ask_database(const struct replay_queue *queue, struct database *database,
+                        uint64_t after, PGresult **ret_result, struct err *err)
+{
+    const uint64_t network_after = htobe64(after);
+    const uint32_t network_count = htobe32(queue->count);
+    const Oid types[] = {20, 25, 25, 23}; /* int8, text, text, int4 */
+    const char *values[] = {(const char *)&network_after, queue->patterns, queue->types,
+                            (const char *)&network_count};
+    const int lengths[] = {sizeof(network_after), 0, 0, sizeof(network_count)};
+    const int formats[] = {1, 0, 0, 1};
+    const struct database_query query = {
+        .sql = questions[queue->question],
+        .count = parameter_counts[queue->question],
+        .types = types,
+        .values = values,
+        .lengths = lengths,
+        .formats = formats,
+        .binary = true,
+    };
+    const int r =
+        database_query(database, &query, clock_usec() + QUERY_USEC, ret_result, err);
+
+    if (r == -EIO)
+        (void)database_schema_missing(database_sqlstate(database), err);
+    return r;
+}
+
+/* ---- queues ---- */
+
+static bool is_same(const struct replay_queue *queue,
+                    const struct replay_request *request, const char *patterns,
+                    const char *types)
+{
+    return queue->question == request->question && queue->count == request->count &&
+           strcmp(queue->patterns, patterns) == 0 && strcmp(queue->types, types) == 0;
+}
+
+static void unlink_request(struct replay_request *request)
+{
+    *request->link = request->next;
+    if (request->next != NULL)
+        request->next->link = request->link;
+    else
+        request->queue->tail = request->link;
+    request->queue = NULL;
+}
+
+static void append_request(struct replay_queue *queue, struct replay_request *request)
+{
+    request->queue = queue;
+    request->next = NULL;
+    request->link = queue->tail;
+    *queue->tail = request;
+    queue->tail = &request->next;
+}
+
+/* Under the lock; nobody stands in it. */
+static void remove_queue(struct replay *replay, struct replay_queue *queue)
+{
+    struct replay_queue **link = &replay->buckets[queue->hash % BUCKETS];
+
+    while (*link != queue)
+        link = &(*link)->next;
+    *link = queue->next;
+    free(queue);
+}
+
+/* The queue, or NULL: nobody stands in it any more, and it is gone. */
+static struct replay_queue *keep_if_wanted(struct replay_queue *queue)
+{
+    struct replay *replay = queue->replay;
+
+    pthread_mutex_lock(&replay->lock);
+    if (queue->first == NULL) {
+        remove_queue(replay, queue);
+        queue = NULL;
+    }
+    pthread_mutex_unlock(&replay->lock);
+    return queue;
+}
+
+/* Where the next page begins, and whether an answer was of no use to somebody before. */
+static uint64_t next_place(const struct replay_queue *queue, bool *ret_again)
+{
+    uint64_t lowest = UINT64_MAX, above = UINT64_MAX;
+
+    *ret_again = false;
+    pthread_mutex_lock(&queue->replay->lock);
+    for (const struct replay_request *request = queue->first; request != NULL;
+         request = request->next) {
+        lowest = MIN(lowest, request->after);
+        if (request->after >= queue->reached)
+            above = MIN(above, request->after);
+        *ret_again = *ret_again || request->again;
+    }
+    pthread_mutex_unlock(&queue->replay->lock);
+
+    if (lowest == UINT64_MAX) /* everybody has left since: any page will do */
+        return 0;
+    return above != UINT64_MAX ? above : lowest;
+}
+
+/* Is the page an answer to that request? Not that of a server which has yet to learn what
+ * the asker has seen, or which lives in another life of the table. */
+static bool answers(const struct replay_page *page, const struct replay_request *request,
+                    bool standby)
+{
+    const uint64_t now = clock_usec();
+    const bool may_lag = standby && now < request->asked_usec + LAG_USEC;
+
+    if (page->newest >> EVENT_LIFE_BITS < request->floor >> EVENT_LIFE_BITS)
+        return false;
+    if (request->question != REPLAY_AFTER)
+        return page->newest >= request->floor || !may_lag;
+    if (request->after > page->newest)
+        return !may_lag;
+    return request->after >= page->after &&
+           (request->after < page->through || page->through >= page->newest);
+}
+
+/* Takes those out of the queue whom the page answers, and answers them. False: nobody. */
+static bool answer_with(struct replay_queue *queue, struct replay_page *page,
+                        bool standby)
+{
+    struct replay_request *answered = NULL, **tail = &answered, *next;
+
+    pthread_mutex_lock(&queue->replay->lock);
+    for (struct replay_request *request = queue->first; request != NULL; request = next) {
+        next = request->next;
+        if (!answers(page, request, standby))
+            continue;
+        unlink_request(request);
+        request->next = NULL;
+        *tail = request;
+        tail = &request->next;
+    }
+    pthread_mutex_unlock(&queue->replay->lock);
+
+    const bool any = answered != NULL;
+    for (struct replay_request *request = answered; request != NULL; request = next) {
+        next = request->next;
+        atomic_fetch_add_explicit(&page->holders, 1, memory_order_relaxed);
+        request->page = page;
+        request->done(request); /* the asker's again, and perhaps gone */
+    }
+    return any;
+}
+
+/* ---- as a job of the readers ---- */
+
+static void fail(struct reader_job *job, const struct err *err)
+{
+    struct replay_queue *queue = CONTAINER_OF(job, struct replay_queue, job);
+    struct replay *replay = queue->replay;
+    struct replay_request *request;
+
+    (void)err;
+    pthread_mutex_lock(&replay->lock);
+    struct replay_request *first = queue->first;
+    for (request = first; request != NULL; request = request->next)
+        request->queue = NULL;
+    remove_queue(replay, queue);
+    pthread_mutex_unlock(&replay->lock);
+
+    for (struct replay_request *next; first != NULL; first = next) {
+        next = first->next;
+        first->page = NULL;
+        first->done(first);
+    }
+}
+
+/* Class 22: a name that the database's encoding does not have. There will never be a page. */
+static bool is_refusal(const char *sqlstate)
+{
+    return strncmp(sqlstate, "22", 2) == 0;
+}
+
+static int run_later(struct reader_job *job, uint64_t usec)
+{
+    job->not_before_usec = clock_usec() + usec;
+    return -EAGAIN;
+}
+
+/* One page for those who stand in the queue. A page that is of use to nobody comes from a
+ * server that is behind, or stays in a life that is over: perhaps another one is there soon.
+ */
+static int serve_queue(struct replay_queue *queue, struct database *database,
+                       bool *ret_stale, struct err *err)
 {
     CLEANUP(database_clear) PGresult *result = NULL;
-    char seq[24];
-    const char *values[] = {seq};
-    const struct database_query query = {
-        .sql = "SELECT e.channel, e.type, e.data, pg_catalog.to_char(e.created_at "
-               "AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') "
-               "FROM gateway.events e WHERE e.seq = CAST($1 AS int8)",
-        .count = 1,
-        .values = values,
-    };
+    CLEANUP(clear_page) struct replay_page *page = NULL;
+    bool again;
+    const uint64_t after = next_place(queue, &again);
+    const int r = ask_database(queue, database, after, &result, err);
 
-    if (job->seq > INT64_MAX) /* no bigint: nobody was ever given it */
-        return 0;
-    (void)snprintf(seq, sizeof(seq), "%llu", (unsigned long long)job->seq);
-    uint64_t deadline = MIN(job->deadline_usec, clock_usec() + QUERY_USEC);
-    int r = database_query(replay->database, &query, deadline, &result, err);
-    if (r == -EIO)
-        (void)database_schema_missing(database_sqlstate(replay->database), err);
     if (r < 0)
         return r;
-    if (PQntuples(result) == 0)
-        return 0;
-    r = keep_event(job, result);
-    return r < 0 ? err_set(err, r, "no memory for the event") : 1;
+    page = page_new(queue->replay, after, result);
+    if (page == NULL)
+        return err_set(err, -ENOMEM, "no memory for a page of events");
+    stats_add(queue->replay->settings.stats, STATS_REPLAY_PAGES, 1);
+    stats_add(queue->replay->settings.stats, STATS_REPLAY_EVENTS, page->count);
+
+    queue->reached = page->through;
+    *ret_stale = !answer_with(queue, page, PQgetvalue(result, 0, STANDBY)[0] != 0) || again;
+    if (*ret_stale)
+        database_close(database);
+    return 0;
 }
 
-/* After a failure nothing is tried before its time: who asks meanwhile is told why. */
-static int open_connection(struct replay *replay, uint64_t deadline, struct err *err)
+static int run(struct reader_job *job, struct database *database, struct err *err)
 {
-    if (clock_usec() < replay->retry.due_usec)
-        return err_set(err, -ECONNRESET, "%s", replay->away.text);
-    int r = database_connect(replay->database, MIN(deadline, clock_usec() + CONNECT_USEC),
-                             err);
-    if (r == 0) {
-        retry_up(&replay->retry, "reading events from the database at",
-                 database_place(replay->database));
+    struct replay_queue *queue =
+        keep_if_wanted(CONTAINER_OF(job, struct replay_queue, job));
+    bool stale = false;
+
+    if (queue == NULL)
+        return 0;
+    struct replay *replay = queue->replay;
+    if (atomic_load_explicit(&replay->bytes, memory_order_relaxed) >
+        replay->settings.bytes_max)
+        return run_later(&queue->job, FULL_USEC);
+
+    const int r = serve_queue(queue, database, &stale, err);
+    if (r == -EIO && is_refusal(database_sqlstate(database))) {
+        fail(&queue->job, err);
         return 0;
     }
-    if (r != -ECANCELED) {
-        retry_down(&replay->retry, "cannot read events", err);
-        replay->away = *err;
-    }
-    return r;
-}
-
-static int try_job(struct replay *replay, struct replay_job *job, struct err *err)
-{
-    int r = 0;
-
-    if (!database_connected(replay->database))
-        r = open_connection(replay, job->deadline_usec, err);
     if (r < 0)
         return r;
-    r = read_event(replay, job, err);
-    if (r < 0 && r != -ECANCELED && !database_connected(replay->database)) {
-        replay->away = *err;
-        retry_down(&replay->retry, "cannot read events", err);
-    }
-    return r;
-}
-
-static void do_job(struct replay *replay, struct replay_job *job)
-{
-    struct err err = {0};
-
-    job->text = NULL;
-    if (clock_usec() >= job->deadline_usec) {
-        answer(job, REPLAY_UNAVAILABLE, "the database did not answer in time");
-        return;
-    }
-    int r = try_job(replay, job, &err);
-    /* A connection that was kept may have died long ago: that costs nobody an answer. */
-    if (r == -ECONNRESET && clock_usec() >= replay->retry.due_usec)
-        r = try_job(replay, job, &err);
-
-    if (r < 0)
-        answer(job, REPLAY_UNAVAILABLE, err.text);
-    else
-        answer(job, r == 1 ? REPLAY_FOUND : REPLAY_MISSING, "");
-}
-
-/* ---- the thread ---- */
-
-static bool is_running(struct replay *replay)
-{
-    pthread_mutex_lock(&replay->lock);
-    bool running = replay->running;
-    pthread_mutex_unlock(&replay->lock);
-    return running;
-}
-
-static void run(void *argument)
-{
-    struct replay *replay = argument;
-    struct replay_job *job;
-
-    THREAD_ASSERT(THREAD_REPLAY);
-    while (is_running(replay)) {
-        struct err err = {0};
-        thread_beat();
-        job = take_job(replay);
-        if (job != NULL) {
-            do_job(replay, job);
-            continue;
-        }
-        /* The bell is silenced before the next look at the queue: see replay_ask(). */
-        int r =
-            database_wait(replay->database, mailbox_fd(&replay->bell), CLOCK_NEVER, &err);
-        if (r < 0 && r != -ECANCELED)
-            retry_down(&replay->retry, "cannot read events", &err);
-        (void)mailbox_deliver(&replay->bell);
-    }
-    while ((job = take_job(replay)) != NULL)
-        answer(job, REPLAY_UNAVAILABLE, "the gateway is being stopped");
-    database_close(replay->database);
+    queue = keep_if_wanted(queue);
+    return queue != NULL ? run_later(&queue->job, stale ? STALE_USEC : 0) : 0;
 }
 
 /* ---- from other threads ---- */
 
-int replay_ask(struct replay *replay, struct replay_job *job)
+static struct replay_queue *find_queue(const struct replay *replay, uint64_t hash,
+                                       const struct replay_request *request,
+                                       const char *patterns, const char *types)
 {
-    bool ring = false;
-    int code = 0;
+    struct replay_queue *queue = replay->buckets[hash % BUCKETS];
 
+    while (queue != NULL &&
+           (queue->hash != hash || !is_same(queue, request, patterns, types)))
+        queue = queue->next;
+    return queue;
+}
+
+static struct replay_queue *queue_new(struct replay *replay, uint64_t hash,
+                                      const struct replay_request *request,
+                                      const char *patterns, const char *types)
+{
+    const size_t patterns_size = strlen(patterns) + 1, types_size = strlen(types) + 1;
+    struct replay_queue *queue = calloc(1, sizeof(*queue) + patterns_size + types_size);
+
+    if (queue == NULL)
+        return NULL;
+    queue->job = (struct reader_job){
+        .run = run,
+        .fail = fail,
+        .deadline_usec = CLOCK_NEVER,
+        .not_before_usec = request->again ? clock_usec() + STALE_USEC : 0,
+    };
+    queue->replay = replay;
+    queue->tail = &queue->first;
+    queue->question = request->question;
+    queue->count = request->count;
+    queue->hash = hash;
+    memcpy(queue->patterns, patterns, patterns_size);
+    memcpy(queue->patterns + patterns_size, types, types_size);
+    queue->types = queue->patterns + patterns_size;
+    return queue;
+}
+
+int replay_ask(struct replay *replay, struct replay_request *request,
+               const char *patterns, const char *types)
+{
+    const uint64_t hash = sse_hash(patterns, strlen(patterns)) + request->question;
+    struct replay_queue *made = NULL;
+
+    request->page = NULL;
+    request->asked_usec = clock_usec();
     pthread_mutex_lock(&replay->lock);
-    if (!replay->running) {
-        code = -ESHUTDOWN;
-    } else if (replay->waiting >= replay->queue_jobs) {
-        code = -EAGAIN;
-    } else {
-        ring = replay->first == NULL;
-        job->next = NULL;
-        *replay->tail = job;
-        replay->tail = &job->next;
-        replay->waiting++;
+    struct replay_queue *queue = find_queue(replay, hash, request, patterns, types);
+    if (queue == NULL) {
+        queue = made = queue_new(replay, hash, request, patterns, types);
+        if (made != NULL) {
+            made->next = replay->buckets[hash % BUCKETS];
+            replay->buckets[hash % BUCKETS] = made;
+        }
     }
+    if (queue != NULL)
+        append_request(queue, request);
     pthread_mutex_unlock(&replay->lock);
 
-    /* The job is in the queue before the bell rings. */
-    if (ring)
-        mailbox_ring(&replay->bell);
-    return code;
+    if (queue == NULL)
+        return -ENOMEM;
+    if (made != NULL && readers_ask(replay->settings.readers, &made->job) < 0)
+        fail(&made->job, NULL); /* done() comes, without a page */
+    return 0;
 }
 
-void replay_job_done(struct replay_job *job)
-{
-    free(job->text);
-    job->text = NULL;
-}
-
-static void set_running(struct replay *replay, bool running)
+bool replay_cancel(struct replay *replay, struct replay_request *request)
 {
     pthread_mutex_lock(&replay->lock);
-    replay->running = running;
+    const bool waiting = request->queue != NULL;
+    if (waiting)
+        unlink_request(request);
     pthread_mutex_unlock(&replay->lock);
-}
-
-int replay_start(struct replay *replay, struct err *err)
-{
-    set_running(replay, true);
-    int r = thread_start(&replay->thread, THREAD_REPLAY, 0, run, replay, err);
-    if (r < 0)
-        set_running(replay, false);
-    return r;
-}
-
-void replay_stop(struct replay *replay)
-{
-    uint64_t one = 1;
-
-    if (replay == NULL || !replay->thread.started)
-        return;
-    set_running(replay, false);
-    if (write(replay->stop_fd, &one, sizeof(one)) < 0)
-        log_error("the replay could not be told to stop: %s", strerror(errno));
-    thread_join(&replay->thread);
+    return waiting;
 }
 
 /* ---- life ---- */
@@ -317,48 +522,15 @@ struct replay *replay_new(const struct replay_settings *settings)
 
     if (replay == NULL)
         return NULL;
-    replay->queue_jobs = settings->queue_jobs;
-    replay->tail = &replay->first;
-    replay->stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (replay->stop_fd < 0 || mailbox_init(&replay->bell, NULL) < 0 ||
-        pthread_mutex_init(&replay->lock, NULL) != 0)
-        goto no_lock;
-    replay->database = database_new(&(struct database_settings){
-        .dsn = settings->dsn,
-        .password = settings->password,
-        .door = "replay",
-        .target = "any",
-        .stop_fd = replay->stop_fd,
-        .tick = on_tick,
-        .argument = replay,
-    });
-    if (replay->database == NULL) {
-        replay_free(replay);
-        return NULL;
-    }
+    replay->settings = *settings;
+    (void)pthread_mutex_init(&replay->lock, NULL);
     return replay;
-
-no_lock:
-    mailbox_done(&replay->bell);
-    if (replay->stop_fd >= 0)
-        close(replay->stop_fd);
-    free(replay);
-    return NULL;
 }
 
 void replay_free(struct replay *replay)
 {
     if (replay == NULL)
         return;
-    replay_stop(replay);
-    database_free(replay->database);
     pthread_mutex_destroy(&replay->lock);
-    mailbox_done(&replay->bell);
-    close(replay->stop_fd);
     free(replay);
-}
-
-const struct thread *replay_thread(const struct replay *replay)
-{
-    return &replay->thread;
 }

@@ -1,61 +1,105 @@
 /*
- * replay.h - stored events, read from the table for those who ask for older ones.
+ * replay.h - events after an id, page by page; and whether that id can be gone on from.
  *
- * One thread, one connection (any server of the database will do, a standby too). Jobs
- * are answered in the order asked.
+ *     stream ── "after 41" ──┐
+ *     stream ── "after 47" ──┼── queue of one kind of page ──> one query ──> page (41, 800]
+ *     stream ── "after 90" ──┘   (these channels)                              │
+ *        ^                                                                     │
+ *        └────────────── done(): everybody whose id the page covers ───────────┘
  *
- * Always true: done() comes exactly once for each job accepted, within its deadline.
+ * However many come back at once: those who want the same channels share their queries, and
+ * what their pages weigh together is bounded.
  *
- * Threads: ask from any; done() is called on the replay thread and must not wait.
+ * Always true:
+ *   - a page has all events of its channels after `after` and up to `through`, in order, as
+ *     of one snapshot of the database; `newest` and `purged` are of the same snapshot.
+ *   - done() comes exactly once for each request accepted, unless it was cancelled. While
+ *     the database is away it does not come.
+ *
+ * Threads: ask and cancel from any; done() is called on a reader's thread and must not wait.
  */
 #ifndef REPLAY_H
 #define REPLAY_H
 
 #include "base.h"
 #include "err.h"
-#include "event.h"
+#include "readers.h"
+#include "sse.h"
+#include "stats.h"
 
 struct replay;
 
-enum replay_outcome {
-    REPLAY_FOUND,
-    REPLAY_MISSING,     /* there is no such event, or no longer */
-    REPLAY_UNAVAILABLE, /* the database could not be asked; err says why */
+enum replay_question {
+    REPLAY_AFTER,    /* the events after an id */
+    REPLAY_EARLIEST, /* where that begins which is kept: `through` of a page without events */
+    REPLAY_LAST,     /* likewise: where the newest `count` begin */
 };
 
-/* One question. The asker owns it and leaves it alone until done(). */
-struct replay_job {
-    uint64_t seq;
-    uint64_t deadline_usec;
-    void (*done)(struct replay_job *job);
+/* Events in one page, at the most. */
+#define REPLAY_PAGE_MAX 500
 
-    enum replay_outcome outcome; /* set before done() */
-    struct event event;          /* when found; the texts live in `text` */
-    char created_at[40];         /* when found; RFC 3339, UTC, microseconds */
-    char *text;                  /* heap; replay_job_done() frees it */
-    struct err err;
+/* For reading; lives until its last holder lets it go. */
+struct replay_page {
+    uint64_t after;
+    uint64_t through;
+    uint64_t newest; /* the newest id there is */
+    uint64_t purged; /* the newest that has been deleted */
+    size_t count;
+    struct sse_frame **frames;
 
-    struct replay_job *next; /* the replay's own */
+    const uint64_t *lost; /* the replay's own from here on */
+    size_t lost_count;
+    size_t bytes;
+    _Atomic unsigned holders;
+    struct replay *replay;
+};
+
+/* One question. From replay_ask() until done() it is the replay's, but for `owner`. */
+struct replay_request {
+    enum replay_question question;
+    uint64_t after; /* REPLAY_AFTER */
+    unsigned count; /* REPLAY_LAST */
+    uint64_t floor; /* an id the asker has seen: an older server is not asked, nor one of
+                       another life of the table */
+    bool again;     /* the last answer to the same question was of no use */
+    void (*done)(struct replay_request *request);
+
+    struct replay_page *page; /* set before done(); the asker's to let go. NULL: stopping */
+
+    uint64_t asked_usec; /* the replay's own from here on */
+    struct replay_queue *queue;
+    struct replay_request *next;
+    struct replay_request **link;
 };
 
 struct replay_settings {
-    const char *dsn;      /* libpq connection string; NULL or "": libpq's PG* variables */
-    const char *password; /* used unless the connection string has one; may be NULL */
-    size_t queue_jobs;    /* jobs waiting, over which replay_ask says -EAGAIN */
+    struct readers *readers; /* outlives the replay */
+    struct stats *stats;
+    size_t bytes_max; /* of all pages that are held, about */
 };
 
 struct replay *replay_new(const struct replay_settings *settings) MUST_CHECK;
-int replay_start(struct replay *replay, struct err *err) MUST_CHECK;
-void replay_stop(struct replay *replay); /* answers what waits as unavailable */
-void replay_free(struct replay *replay);
+void replay_free(struct replay *replay); /* after readers_stop(), and all pages let go */
 
-/* 0: accepted, done() will come. -EAGAIN: too many wait. -ESHUTDOWN: stopping. */
-int replay_ask(struct replay *replay, struct replay_job *job) MUST_CHECK;
+/* `patterns`: names of channels, and prefixes with '*' behind them, one a line. `types`: for
+ * REPLAY_LAST, one a line, "" for all. Both are copied. -ENOMEM, -ESHUTDOWN: not asked. */
+int replay_ask(struct replay *replay, struct replay_request *request,
+               const char *patterns, const char *types) MUST_CHECK;
 
-/* Frees what an answer holds; the job itself stays the asker's. */
-void replay_job_done(struct replay_job *job);
+/* True: the request is the asker's again, and done() will not come. False: it has come, or is
+ * about to. */
+bool replay_cancel(struct replay *replay, struct replay_request *request) MUST_CHECK;
 
-struct thread;
-const struct thread *replay_thread(const struct replay *replay);
+void replay_page_free(struct replay_page *page); /* takes NULL */
+
+/* Can one go on after this id with what the page's database has? The one rule; see
+ * migrations/0003_resume.up.sql. `told`: what was purged up to that is known to the asker. */
+enum replay_verdict {
+    REPLAY_EXACT,
+    REPLAY_EXPIRED, /* something after it has been deleted */
+    REPLAY_FUTURE,  /* there is no such event: not yet, or not any more */
+};
+enum replay_verdict replay_judge(const struct replay_page *page, uint64_t id,
+                                 uint64_t told) MUST_CHECK;
 
 #endif

@@ -40,6 +40,7 @@ struct ring {
     _Atomic uint64_t oldest;            /* [atomic] the writer's to write */
     _Atomic uint64_t floor_seq;         /* [atomic] all events after it are held */
     _Atomic uint64_t newest_seq;        /* [atomic] of the newest event pushed */
+    _Atomic uint64_t begun_seq; /* [atomic] of the newest event when history began */
 
     size_t bytes;        /* [writer] of the frames in slots */
     struct limbo open;   /* [writer] being gathered */
@@ -102,6 +103,7 @@ struct ring *ring_new(size_t bytes, unsigned readers)
     atomic_init(&ring->oldest, 1);
     atomic_init(&ring->floor_seq, NOT_STARTED);
     atomic_init(&ring->newest_seq, 0);
+    atomic_init(&ring->begun_seq, 0);
     for (size_t i = 0; i < capacity; i++)
         atomic_init(&ring->slots[i], NULL);
 
@@ -146,8 +148,9 @@ static _Atomic(struct sse_frame *) *slot_of(struct ring *ring, uint64_t position
 
 /* -- the writer -- */
 
-void ring_start(struct ring *ring, uint64_t seq)
+void ring_start(struct ring *ring, uint64_t seq, uint64_t now)
 {
+    atomic_store_explicit(&ring->begun_seq, now, memory_order_relaxed);
     atomic_store_explicit(&ring->newest_seq, seq, memory_order_relaxed);
     /* Meets the acquire in ring_find(): who sees the floor sees what is newest. */
     atomic_store_explicit(&ring->floor_seq, seq, memory_order_release);
@@ -209,6 +212,22 @@ static void drop_oldest(struct ring *ring)
     atomic_store_explicit(&ring->oldest, oldest + 1, memory_order_release);
     ring->bytes -= sse_frame_weight(frame);
     limbo_add(&ring->open, frame);
+}
+
+void ring_restart(struct ring *ring, uint64_t seq)
+{
+    const uint64_t next = atomic_load_explicit(&ring->next, memory_order_relaxed);
+
+    while (atomic_load_explicit(&ring->oldest, memory_order_relaxed) != next)
+        drop_oldest(ring);
+
+    /* The floor first: who sees the new position sees it, too. */
+    atomic_store_explicit(&ring->floor_seq, seq, memory_order_release);
+    /* One position stays empty for ever: who waits for it was overtaken. */
+    atomic_store_explicit(&ring->oldest, next + 1, memory_order_release);
+    atomic_store_explicit(&ring->next, next + 1, memory_order_seq_cst);
+    atomic_store_explicit(&ring->newest_seq, seq, memory_order_release);
+    limbo_turn(ring);
 }
 
 void ring_push(struct ring *ring, struct sse_frame *frame)
@@ -361,14 +380,22 @@ enum ring_place ring_find(struct ring_reader *reader, uint64_t seq,
     }
 }
 
-void ring_oldest(const struct ring_reader *reader, uint64_t *ret_position,
-                 uint64_t *ret_seq)
+bool ring_now(const struct ring_reader *reader, uint64_t *ret_seq)
 {
     const struct ring *ring = reader->ring;
-    const uint64_t floor = atomic_load_explicit(&ring->floor_seq, memory_order_acquire);
 
-    *ret_seq = floor == NOT_STARTED ? 0 : floor;
-    *ret_position = atomic_load_explicit(&ring->oldest, memory_order_acquire);
+    /* The acquire meets the release in ring_start(): the others are set by then. */
+    if (atomic_load_explicit(&ring->floor_seq, memory_order_acquire) == NOT_STARTED)
+        return false;
+    const uint64_t newest =
+        atomic_load_explicit(&ring->newest_seq, memory_order_acquire);
+    *ret_seq = MAX(newest, atomic_load_explicit(&ring->begun_seq, memory_order_relaxed));
+    return true;
+}
+
+uint64_t ring_floor(const struct ring_reader *reader)
+{
+    return atomic_load_explicit(&reader->ring->floor_seq, memory_order_acquire);
 }
 
 int ring_reader_fd(const struct ring_reader *reader)

@@ -15,7 +15,9 @@
  *   - next - oldest <= capacity, and the frames between them weigh at most the ring's
  *     bytes (one frame larger than that is kept alone); a push into a full ring drops the
  *     oldest.
- *   - seq rises with the position.
+ *   - seq rises with the position; so do the floor (all events after it are held) and what
+ *     is newest.
+ *   - all of it belongs to one life of the events' table (ring_restart()).
  *   - a frame does not change once it is pushed, and lives until every reader that could
  *     hold it has left the round in which it could have found it.
  *
@@ -65,9 +67,15 @@ void ring_free(struct ring *ring);
 
 /* -- the writer -- */
 
-/* Where history begins: the ring holds all events after `seq` from here on. Once, before
- * the first push; ring_wake() tells those who wait for it. */
-void ring_start(struct ring *ring, uint64_t seq);
+/* Where history begins: the ring holds all events after `seq` from here on. Those up to
+ * `now` exist already and are about to be pushed: they are no news. Once, before the first
+ * push; ring_wake() tells those who wait for it. */
+void ring_start(struct ring *ring, uint64_t seq, uint64_t now);
+
+/* The table has begun a new life: what is held may not be there any more. Forgets all of it;
+ * history begins anew after `seq`, which is larger than any before. Every reader finds that
+ * it was overtaken, even if it had read everything. */
+void ring_restart(struct ring *ring, uint64_t seq);
 
 /* Takes the frame; its seq must be larger than any before. */
 void ring_push(struct ring *ring, struct sse_frame *frame);
@@ -102,10 +110,11 @@ uint64_t ring_next(const struct ring_reader *reader);
 enum ring_place ring_find(struct ring_reader *reader, uint64_t seq,
                           uint64_t *ret_position) MUST_CHECK;
 
-/* Where what is held begins: the position of the oldest event, and the seq after which
- * all events are held (0 before ring_start()). Any time; it may have moved on since. */
-void ring_oldest(const struct ring_reader *reader, uint64_t *ret_position,
-                 uint64_t *ret_seq);
+/* The seq after which all is news to whoever comes now; false before ring_start(). */
+bool ring_now(const struct ring_reader *reader, uint64_t *ret_seq) MUST_CHECK;
+
+/* The seq after which all events are held. Any time after ring_start(); it only rises. */
+uint64_t ring_floor(const struct ring_reader *reader);
 
 /* The eventfd a sleeping reader is woken by, readable after ring_wake(). */
 int ring_reader_fd(const struct ring_reader *reader);

@@ -14,6 +14,7 @@
 #include "migrate.h"
 #include "page.h"
 #include "publisher.h"
+#include "readers.h"
 #include "replay.h"
 #include "ring.h"
 #include "serve.h"
@@ -30,7 +31,12 @@
 /* Connections that have not said anything yet. */
 #define GUESTS_MAX ((size_t)2048)
 
-#define REPLAY_QUEUE_JOBS 10000
+/* Connections that read, and who may wait for one with a question about one event. */
+#define READERS          2
+#define READERS_JOBS_MAX 10000
+
+/* Pages of events that are on their way to returning subscribers, all together. */
+#define REPLAY_BYTES_MAX (16 * MIB)
 
 /* A goodbye for each stream takes so long, so that few streams do not wait for many. */
 #define GOODBYE_SPACING_USEC (2 * USEC_PER_MSEC)
@@ -56,6 +62,7 @@ struct serve {
     struct ring *ring;
     struct listener *listener;
     struct publisher *publisher;
+    struct readers *readers;
     struct replay *replay;
     struct page *page;
     struct http *http;
@@ -193,6 +200,7 @@ static int build_doors(struct serve *serve, struct err *err)
         .password = config->database.password,
         .schema_version = MIGRATE_SCHEMA_VERSION,
         .ring = serve->ring,
+        .recent_bytes = config->ring.bytes / 2,
         .stats = serve->stats,
         .prepare = config->database.migrate_on_start ? migrate_first : NULL,
         .changed = listener_changed,
@@ -205,12 +213,19 @@ static int build_doors(struct serve *serve, struct err *err)
         .queue_bytes = config->limits.publish_queue_bytes,
         .stats = serve->stats,
     });
-    serve->replay = replay_new(&(struct replay_settings){
+    serve->readers = readers_new(&(struct readers_settings){
         .dsn = config->database.dsn,
         .password = config->database.password,
-        .queue_jobs = REPLAY_QUEUE_JOBS,
+        .count = READERS,
+        .jobs_max = READERS_JOBS_MAX,
     });
-    if (serve->listener == NULL || serve->publisher == NULL || serve->replay == NULL)
+    serve->replay = replay_new(&(struct replay_settings){
+        .readers = serve->readers,
+        .stats = serve->stats,
+        .bytes_max = REPLAY_BYTES_MAX,
+    });
+    if (serve->listener == NULL || serve->publisher == NULL || serve->readers == NULL ||
+        serve->replay == NULL)
         return err_set(err, -ENOMEM, "no memory for the database's threads");
     return 0;
 }
@@ -226,7 +241,7 @@ static int build_front(struct serve *serve, struct err *err)
         .stats = serve->stats,
         .listener = serve->listener,
         .publisher = serve->publisher,
-        .replay = serve->replay,
+        .readers = serve->readers,
         .page = serve->page,
         .cors_origins = config->http.cors_origins,
         .retry_usec = config->stream.retry_usec,
@@ -254,6 +269,7 @@ static int build_shards(struct serve *serve, struct err *err)
             .listen_fds = serve->listen_fds,
             .listen_fd_count = serve->listen_fd_count,
             .ring = serve->ring,
+            .replay = serve->replay,
             .stats = serve->stats,
             .timing = {.heartbeat_usec = config->stream.heartbeat_usec,
                        .retry_usec = config->stream.retry_usec,
@@ -296,7 +312,7 @@ static int start(struct serve *serve, struct err *err)
     int result = publisher_start(serve->publisher, err);
 
     if (result == 0)
-        result = replay_start(serve->replay, err);
+        result = readers_start(serve->readers, err);
     if (result == 0)
         result = listener_start(serve->listener, err);
     if (result == 0)
@@ -345,9 +361,10 @@ static void feed_watchdog(const struct serve *serve)
     const uint64_t doors_since = now - MIN(now, DOOR_STUCK_USEC);
     const uint64_t shards_since = now - MIN(now, SHARD_STUCK_USEC);
     bool alive = is_alive(listener_thread(serve->listener), doors_since) &&
-                 is_alive(publisher_thread(serve->publisher), doors_since) &&
-                 is_alive(replay_thread(serve->replay), doors_since);
+                 is_alive(publisher_thread(serve->publisher), doors_since);
 
+    for (unsigned i = 0; i < readers_count(serve->readers); i++)
+        alive = alive && is_alive(readers_thread(serve->readers, i), doors_since);
     for (unsigned i = 0; i < serve->shard_count; i++)
         alive = alive && is_alive(shards_thread(serve->shards, i), shards_since);
     if (alive)
@@ -423,7 +440,7 @@ static void stop(struct serve *serve)
 
     (void)!write(serve->stop_fd, &one, sizeof(one));
     publisher_stop(serve->publisher, USEC_PER_SEC);
-    replay_stop(serve->replay);
+    readers_stop(serve->readers);
     listener_stop(serve->listener);
     shards_stop(serve->shards);
 }
@@ -434,6 +451,7 @@ static void take_down(struct serve *serve)
     http_free(serve->http);
     page_free(serve->page);
     replay_free(serve->replay);
+    readers_free(serve->readers);
     publisher_free(serve->publisher);
     listener_free(serve->listener);
     ring_free(serve->ring);

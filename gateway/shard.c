@@ -405,8 +405,7 @@ static void take_turn(struct shard *shard)
     }
     if (!ring_sleep(shard->reader, fanout_position(shard->fanout)))
         return;
-    const int timeout =
-        clock_timeout_msec(MIN(wheel_next_usec(shard->wheel), fanout_due(shard->fanout)));
+    const int timeout = clock_timeout_msec(wheel_next_usec(shard->wheel));
     poller_wait(shard->poller,
                 timeout < 0 ? SLEEP_MAX_MSEC : MIN(timeout, SLEEP_MAX_MSEC));
     ring_awake(shard->reader);
@@ -485,6 +484,11 @@ static void ring_rang(struct poller_source *source, uint32_t events)
     (void)events;
 }
 
+static void post(void *argument, struct mail *mail)
+{
+    shard_post(argument, mail);
+}
+
 static int make_rooms(struct shard *shard, struct err *err)
 {
     const struct shard_settings *settings = &shard->all->settings;
@@ -498,6 +502,9 @@ static int make_rooms(struct shard *shard, struct err *err)
         .poller = shard->poller,
         .stats = settings->stats,
         .timing = settings->timing,
+        .replay = settings->replay,
+        .post = post,
+        .argument = shard,
     });
     if (shard->wheel == NULL || shard->fanout == NULL)
         return err_set(err, -ENOMEM, "no memory for a shard");

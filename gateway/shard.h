@@ -46,6 +46,7 @@ struct shard_settings {
         *listen_fds; /* listening, non-blocking; the caller's to close, after free */
     size_t listen_fd_count;
     struct ring *ring;
+    struct replay *replay; /* outlives the shards */
     struct stats *stats;
     struct stream_timing timing;
     size_t header_max;         /* bytes */
@@ -78,7 +79,7 @@ size_t shards_connections(const struct shards *shards);
 bool shards_are_empty(const struct shards *shards);
 
 /* Ends everything that is left, and the threads. Whoever answers sleeping requests must
- * have done so: publisher and replay are stopped first. */
+ * have done so: publisher and readers are stopped first. */
 void shards_stop(struct shards *shards);
 void shards_free(struct shards *shards);
 

@@ -25,9 +25,13 @@ enum stats_counter {
     STATS_PUBLISH_UNAVAILABLE, /* events whose request was answered 503 */
     STATS_EVENTS_NUMBERED,     /* rows of others numbered by this gateway's sweeps */
     STATS_STREAMS_OPENED,
-    STATS_STREAMS_LAGGED, /* overtaken by the ring */
+    STATS_STREAMS_LAGGED, /* overtaken by the ring: they go on from the table */
     STATS_STREAMS_IDLE_CLOSED,
-    STATS_STREAMS_GAPS, /* streams told that something is missing */
+    STATS_GAPS_EXPIRED, /* streams told that something is missing, by reason */
+    STATS_GAPS_UNKNOWN,
+    STATS_GAPS_FUTURE,
+    STATS_REPLAY_PAGES,  /* queries for events after an id */
+    STATS_REPLAY_EVENTS, /* events they read */
     STATS_CONNECTIONS_ACCEPTED,
     STATS_CONNECTIONS_REFUSED, /* over the connection limit */
     STATS_CONNECTIONS_EXPIRED, /* too slow with a header, a body or a read */
@@ -50,7 +54,8 @@ enum stats_gauge {
     STATS_RING_BYTES,
     STATS_CONNECTIONS,     /* raised and lowered with stats_gauge_add */
     STATS_STREAMS,         /* likewise */
-    STATS_STREAMS_BEHIND,  /* likewise: waiting for their socket to take more */
+    STATS_STREAMS_BEHIND,  /* likewise: not up to date */
+    STATS_STREAMS_REPLAYING, /* likewise: of these, going on from the table */
     STATS_PUBLISH_WAITING, /* events waiting for their batch */
     STATS_GAUGE_COUNT
 };

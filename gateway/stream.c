@@ -12,7 +12,7 @@
 
 /* libmicrohttpd allocates this much with each response; the greeting rarely needs more.
  */
-#define READ_BLOCK_BYTES 64
+#define READ_BLOCK_BYTES 96
 
 /* Frames in one sendmsg(2). */
 #define SEND_FRAMES 256
@@ -25,6 +25,16 @@
 /* A lone colon: no blank line behind it, because some clients take that for a message. */
 #define HEARTBEAT ":\n"
 
+/* Moves the client's id and is no event to it. Not without a data: line: most clients would
+ * not see the id. */
+#define CHECKPOINT "id: %" PRIu64 "\nevent: checkpoint\ndata:\n\n"
+
+/* A line or a frame of ours; a gap is longer. */
+#define OWN_MAX 64
+
+/* Of an id that was never given, so much is repeated to its client. */
+#define REQUESTED_MAX ((size_t)128)
+
 struct stream_type {
     uint64_t hash;
     size_t len;
@@ -36,6 +46,36 @@ static void timer_fired(struct wheel_timer *timer);
 static void set_timer(struct stream *stream);
 
 /* -- making -- */
+
+static uint64_t retry_msec(const struct stream *stream)
+{
+    return clock_jitter(stream->timing->retry_usec) / USEC_PER_MSEC;
+}
+
+/* An id that nobody was ever given is kept as it came, to be told with the gap. */
+static int take_last_id(struct stream *stream, struct stream_text last_id)
+{
+    if (event_id_parse(last_id.text, last_id.len, &stream->seq) == 0) {
+        stream->told_seq = stream->seq;
+        return 0;
+    }
+    stream->place = STREAM_AT_EARLIEST;
+    stream->gap = STREAM_GAP_UNKNOWN;
+    stream->requested = strndup(last_id.text, MIN(last_id.len, REQUESTED_MAX));
+    return stream->requested != NULL ? 0 : -ENOMEM;
+}
+
+/* The first bytes. The retry: line is not a block of its own: it belongs to the first frame,
+ * because some clients take a block with nothing else in it for a message. */
+static int make_greeting(struct stream *stream)
+{
+    struct buf text = BUF_EMPTY;
+
+    (void)buf_add_format(&text, HEARTBEAT "retry: %" PRIu64 "\n", retry_msec(stream));
+    stream->greeting_len = text.len;
+    stream->greeting = buf_steal(&text);
+    return stream->greeting != NULL ? 0 : -ENOMEM;
+}
 
 static int copy_types(struct stream *stream, const struct stream_wishes *wishes)
 {
@@ -79,8 +119,9 @@ struct stream *stream_new(const struct stream_wishes *wishes,
     stream->chunked = wishes->chunked;
     stream->everything =
         wishes->chunked && wishes->channel_count == 1 && wishes->type_count == 0;
-    stream->asked_usec = clock_usec();
-    stream->last_sent_usec = stream->asked_usec;
+    stream->place = wishes->place;
+    stream->last_count = wishes->last_count;
+    stream->last_sent_usec = clock_usec();
     stream->ends_usec = timing->max_age_usec == CLOCK_NEVER
                             ? CLOCK_NEVER
                             : clock_usec() + clock_jitter(timing->max_age_usec);
@@ -89,7 +130,9 @@ struct stream *stream_new(const struct stream_wishes *wishes,
 
     for (size_t i = 0; stream->members != NULL && i < stream->member_count; i++)
         stream->members[i].owner = stream;
-    if (stream->members == NULL || copy_types(stream, wishes) < 0) {
+    if (stream->members == NULL || copy_types(stream, wishes) < 0 ||
+        (wishes->place == STREAM_AT_ID && take_last_id(stream, wishes->last_id) < 0) ||
+        make_greeting(stream) < 0) {
         stream_free(stream);
         return NULL;
     }
@@ -105,6 +148,7 @@ void stream_free(struct stream *stream)
     free(stream->types);
     free(stream->members);
     free(stream->greeting);
+    free(stream->requested);
     free(stream->rest);
     free(stream);
 }
@@ -132,19 +176,22 @@ bool stream_takes_type(const struct stream *stream, const struct sse_frame *fram
     return false;
 }
 
-/* -- bytes of our own: greeting, gap, heartbeat, goodbye -- */
-
-static uint64_t retry_msec(const struct stream *stream)
+void stream_add_types(const struct stream *stream, struct buf *ret_text)
 {
-    return clock_jitter(stream->timing->retry_usec) / USEC_PER_MSEC;
+    for (size_t i = 0; i < stream->type_count; i++) {
+        (void)buf_add_text(ret_text, i > 0 ? "\n" : "");
+        (void)buf_add(ret_text, stream->types[i].name, stream->types[i].len);
+    }
 }
 
-/* The id may be anything a client sent: JSON-escaped, and cut. */
-static void add_requested(struct buf *text, struct stream_text requested)
+/* -- bytes of our own -- */
+
+/* The id may be anything a client sent: JSON-escaped. */
+static void add_requested(struct buf *text, const char *requested)
 {
     (void)buf_add_text(text, "\"");
-    for (size_t i = 0; i < MIN(requested.len, (size_t)128); i++) {
-        const char byte = requested.text[i];
+    for (; *requested != '\0'; requested++) {
+        const char byte = *requested;
 
         if (byte >= ' ' && byte < 0x7f && byte != '"' && byte != '\\')
             (void)buf_add(text, &byte, 1);
@@ -154,8 +201,7 @@ static void add_requested(struct buf *text, struct stream_text requested)
     (void)buf_add_text(text, "\"");
 }
 
-static void add_gap(struct buf *text, enum stream_gap gap, struct stream_text requested,
-                    uint64_t oldest)
+static void add_gap(struct buf *text, const struct stream *stream)
 {
     static const char *const reasons[] = {
         [STREAM_NO_GAP] = "",
@@ -164,28 +210,11 @@ static void add_gap(struct buf *text, enum stream_gap gap, struct stream_text re
         [STREAM_GAP_FUTURE] = "future",
     };
 
-    (void)buf_add_format(text,
-                         "id: %" PRIu64 "\nevent: gap\ndata: {\"requested\":", oldest);
-    add_requested(text, requested);
+    (void)buf_add_format(
+        text, "id: %" PRIu64 "\nevent: gap\ndata: {\"requested\":", stream->seq);
+    add_requested(text, stream->requested);
     (void)buf_add_format(text, ",\"oldest\":\"%" PRIu64 "\",\"reason\":\"%s\"}\n\n",
-                         oldest, reasons[gap]);
-}
-
-int stream_greet(struct stream *stream, enum stream_gap gap, struct stream_text requested,
-                 uint64_t oldest)
-{
-    struct buf text = BUF_EMPTY;
-
-    /* Not a block of its own: the retry: line belongs to the first frame, because some
-     * clients take a block with nothing else in it for a message. */
-    (void)buf_add_format(&text, HEARTBEAT "retry: %" PRIu64 "\n", retry_msec(stream));
-    if (gap != STREAM_NO_GAP) {
-        add_gap(&text, gap, requested, oldest);
-        stats_add(stream->stats, STATS_STREAMS_GAPS, 1);
-    }
-    stream->greeting_len = text.len;
-    stream->greeting = buf_steal(&text);
-    return stream->greeting != NULL ? 0 : -ENOMEM;
+                         stream->seq, reasons[stream->gap]);
 }
 
 /* Leaves bytes of ours to be sent before anything else; as one chunk if need be. */
@@ -211,18 +240,24 @@ static int leave_rest(struct stream *stream, const char *bytes, size_t len, size
     return 0;
 }
 
-int stream_tell_gap(struct stream *stream, enum stream_gap gap, uint64_t requested,
-                    uint64_t oldest)
+int stream_tell_gap(struct stream *stream)
 {
-    char id[EVENT_ID_MAX_BYTES + 1];
-    const size_t id_len = event_id_format(requested, id);
+    static const enum stats_counter counters[] = {
+        [STREAM_GAP_EXPIRED] = STATS_GAPS_EXPIRED,
+        [STREAM_GAP_UNKNOWN] = STATS_GAPS_UNKNOWN,
+        [STREAM_GAP_FUTURE] = STATS_GAPS_FUTURE,
+    };
     CLEANUP(buf_done) struct buf text = BUF_EMPTY;
 
-    add_gap(&text, gap, (struct stream_text){id, id_len}, oldest);
-    if (buf_ok(&text) < 0)
+    add_gap(&text, stream);
+    if (buf_ok(&text) < 0 || leave_rest(stream, text.data, text.len, 0) < 0)
         return -ENOMEM;
-    stats_add(stream->stats, STATS_STREAMS_GAPS, 1);
-    return leave_rest(stream, text.data, text.len, 0);
+    stats_add(stream->stats, counters[stream->gap], 1);
+    stream->gap = STREAM_NO_GAP;
+    free(stream->requested);
+    stream->requested = NULL;
+    stream->told_seq = stream->seq;
+    return 0;
 }
 
 /* -- libmicrohttpd's side: greet, sleep, say goodbye -- */
@@ -244,10 +279,12 @@ static ssize_t say_goodbye(struct stream *stream, char *out, size_t max)
     if (stream->goodbye_out)
         return MHD_CONTENT_READER_END_OF_STREAM;
 
-    char text[40];
-    const int len =
-        snprintf(text, sizeof(text), "retry: %" PRIu64 "\n", retry_msec(stream));
+    char text[OWN_MAX + 24];
+    int len = snprintf(text, sizeof(text), "retry: %" PRIu64 "\n", retry_msec(stream));
 
+    /* It comes back with the youngest id there is for it. */
+    if (stream->place == STREAM_AT_SEQ && stream->seq > stream->told_seq)
+        len += snprintf(text + len, sizeof(text) - (size_t)len, CHECKPOINT, stream->seq);
     if ((size_t)len > max)
         return MHD_CONTENT_READER_END_OF_STREAM;
     stream->goodbye_out = true;
@@ -309,6 +346,8 @@ void stream_finish(struct stream *stream, enum stream_end end)
     /* In the middle of a chunk there is no proper end. */
     const bool broken = stream->offset > 0 || stream->rest != NULL;
 
+    if (stream->phase == STREAM_LIVE)
+        stream->seq = stream->owner->seq;
     set_phase(stream, STREAM_ENDING);
     stream->end = broken ? STREAM_END_ABRUPT : end;
     poller_remove(stream->poller, &stream->source);
@@ -345,12 +384,12 @@ void stream_yield(struct stream *stream)
     poller_rearm(stream->poller, &stream->source, SOCKET_EVENTS);
 }
 
-static void fall_behind(struct stream *stream, uint64_t position, uint32_t offset)
+static void fall_behind(struct stream *stream, uint64_t seq, uint32_t offset)
 {
     const bool was_live = stream->phase == STREAM_LIVE;
 
     set_phase(stream, STREAM_BEHIND);
-    stream->position = position;
+    stream->seq = seq;
     stream->offset = offset;
     if (was_live)
         set_timer(stream);
@@ -359,6 +398,19 @@ static void fall_behind(struct stream *stream, uint64_t position, uint32_t offse
 void stream_is_live(struct stream *stream)
 {
     set_phase(stream, STREAM_LIVE);
+    set_timer(stream);
+}
+
+void stream_is_behind(struct stream *stream)
+{
+    fall_behind(stream, stream->owner->seq, 0);
+}
+
+void stream_set_waits(struct stream *stream, bool waits)
+{
+    if (stream->waits == waits)
+        return;
+    stream->waits = waits;
     set_timer(stream);
 }
 
@@ -414,10 +466,12 @@ static size_t settle(struct stream *stream, const struct sse_frame *const *frame
 
         (void)frame_part(stream, frames[i], &len);
         if (sent < len) {
-            fall_behind(stream, frames[i]->position, (uint32_t)sent);
+            fall_behind(stream, frames[i]->seq - 1, (uint32_t)sent);
             return i;
         }
         sent -= len;
+        stream->told_seq = frames[i]->seq;
+        stream->owner->delivered++;
     }
     return count;
 }
@@ -433,7 +487,11 @@ size_t stream_send(struct stream *stream, const struct sse_frame *const *frames,
 
         if (sent < 0)
             return 0;
-        return (size_t)sent == len ? count : settle(stream, frames, count, (size_t)sent);
+        if ((size_t)sent < len)
+            return settle(stream, frames, count, (size_t)sent);
+        stream->told_seq = frames[count - 1]->seq;
+        stream->owner->delivered += count;
+        return count;
     }
 
     while (done < count) {
@@ -471,31 +529,62 @@ bool stream_send_rest(struct stream *stream)
     return true;
 }
 
-/* -- time -- */
+/* -- signs of life -- */
 
-static void send_heartbeat(struct stream *stream)
+/* Sends a line or a frame of ours. false: nothing was taken, because there is something in
+ * the pipe as it is. What is taken in part is left as the rest. */
+static bool send_own(struct stream *stream, const char *text, size_t len)
 {
-    static const char chunk[] = "2\r\n" HEARTBEAT "\r\n";
-    const char *bytes = stream->chunked ? chunk : HEARTBEAT;
-    const size_t len = strlen(bytes);
-    if (stream->rest != NULL) /* something of ours is on its way as it is */
-        return;
-    const ssize_t sent = took(
-        stream, send(stream->connection->fd, bytes, len, MSG_NOSIGNAL | MSG_DONTWAIT));
+    char chunk[SSE_CHUNK_HEAD_MAX + OWN_MAX + 3] = "";
+    size_t chunk_len = stream->chunked ? sse_chunk_head(len, chunk) : 0;
 
-    /* Nothing taken at all: there is something in the pipe to keep the line warm. */
-    if (sent <= 0 || (size_t)sent == len)
-        return;
-    if (leave_rest(stream, HEARTBEAT, strlen(HEARTBEAT), (size_t)sent) < 0)
+    memcpy(chunk + chunk_len, text, len);
+    chunk_len += len;
+    if (stream->chunked) {
+        memcpy(chunk + chunk_len, "\r\n", 2);
+        chunk_len += 2;
+    }
+    const ssize_t sent = took(stream, send(stream->connection->fd, chunk, chunk_len,
+                                           MSG_NOSIGNAL | MSG_DONTWAIT));
+    if (sent <= 0)
+        return false;
+    if ((size_t)sent == chunk_len)
+        return true;
+    if (leave_rest(stream, text, len, (size_t)sent) < 0) {
+        stream->offset = 1; /* a chunk that is broken off */
         stream_finish(stream, STREAM_END_ABRUPT);
-    else
-        fall_behind(stream, stream->owner->position, 0);
+    } else if (stream->phase == STREAM_LIVE) {
+        stream_is_behind(stream);
+    }
+    return true;
 }
 
-/* Nothing is on its way to it: it is up to date, or waits for its place. */
+void stream_tell_place(struct stream *stream)
+{
+    char text[OWN_MAX];
+    const uint64_t seq = stream->owner->seq;
+    const int len = snprintf(text, sizeof(text), CHECKPOINT, seq);
+
+    if (send_own(stream, text, (size_t)len))
+        stream->told_seq = seq;
+}
+
+/* A sign of life, and a young id if it has an old one. Not into the middle of a frame, and not
+ * when something of ours is on its way as it is. */
+static void send_heartbeat(struct stream *stream)
+{
+    if (stream->rest != NULL || stream->offset > 0)
+        return;
+    if (stream->phase == STREAM_LIVE && stream->told_seq < stream->owner->seq)
+        stream_tell_place(stream);
+    else
+        (void)send_own(stream, HEARTBEAT, strlen(HEARTBEAT));
+}
+
+/* Nothing is on its way to it: it is up to date, or waits for something else. */
 static bool is_waiting(const struct stream *stream)
 {
-    return stream->phase == STREAM_LIVE || !stream->placed;
+    return stream->phase == STREAM_LIVE || stream->waits;
 }
 
 /* The next time to look. The heartbeat comes earlier than it is due by up to two fifths,

@@ -5,8 +5,9 @@
  *      libmicrohttpd writes                    asleep: we write         libmicrohttpd closes
  *
  * LIVE: everything up to its shard's position has been handed to the socket. BEHIND: the
- * socket would not take all of it, or the subscriber came back for older events; its own
- * position, and how many bytes of the frame there are out already, say where it goes on.
+ * socket would not take all of it, or the subscriber came back for older events; the number
+ * up to which it has everything, and how many bytes of the next frame are out already, say
+ * where it goes on: from the ring, or from the table, whose frames are the same byte by byte.
  * No bytes of an event are ever copied for a subscriber: a slow one costs two numbers.
  *
  * Frames go straight from the ring's memory to the socket: an HTTP/1.1 client gets them
@@ -44,6 +45,15 @@ struct stream_text {
     size_t len;
 };
 
+/* Where a stream is to begin; later, where it is. */
+enum stream_place {
+    STREAM_AT_NOW,      /* with what is committed from now on */
+    STREAM_AT_EARLIEST, /* with the oldest event that is kept */
+    STREAM_AT_LAST,     /* with the newest `last_count` of its events */
+    STREAM_AT_ID,       /* after an id that the client claims to have */
+    STREAM_AT_SEQ,      /* after `seq`, which is known to be of this database */
+};
+
 /* What a subscriber asks for. */
 struct stream_wishes {
     const struct stream_text *channels; /* names, or prefixes with '*' behind them */
@@ -51,7 +61,9 @@ struct stream_wishes {
     const struct stream_text *types;
     size_t type_count;          /* 0: all types */
     bool chunked;               /* HTTP/1.1 */
-    struct stream_text last_id; /* text NULL: from now on */
+    enum stream_place place;
+    struct stream_text last_id; /* STREAM_AT_ID */
+    unsigned last_count;        /* STREAM_AT_LAST */
 };
 
 struct stream_timing {
@@ -76,9 +88,11 @@ struct stream_owner {
     void (*over)(struct stream_owner *owner,
                  struct stream *stream); /* leave everything */
 
-    uint64_t position;   /* LIVE streams have been sent everything before it */
+    uint64_t position;   /* LIVE streams have been sent everything before it in the ring */
+    uint64_t seq;        /* and everything up to it; exact while a stream is LIVE */
     uint64_t now_usec;   /* clock_usec() of this turn of the shard's loop */
     uint64_t sent_bytes; /* what all streams' sockets took; for the counters */
+    uint64_t delivered;  /* frames they took whole, likewise */
 };
 
 struct stream {
@@ -94,15 +108,20 @@ struct stream {
     enum stream_end end;
     bool chunked;    /* [const] */
     bool everything; /* [const] one topic, all types, chunked: takes runs as they are */
-    bool placed;     /* `position` is known */
+    bool waits;      /* BEHIND, and not for its socket: for the ring, or for a page */
 
-    uint64_t position; /* BEHIND: of the frame to go on with */
-    uint32_t offset;   /* BEHIND: bytes of it that are out already */
-    char *rest;        /* BEHIND: bytes of ours that go before it (heap), or NULL */
+    enum stream_place place;
+    enum stream_gap gap;  /* to be told as soon as it is known what is kept */
+    uint64_t seq;         /* BEHIND: it has everything of its own up to here */
+    uint32_t offset;      /* BEHIND: bytes that are out of the frame of seq + 1 */
+    unsigned last_count;  /* [const] of STREAM_AT_LAST */
+    uint64_t told_seq;    /* the last id it was sent, or came with */
+    uint64_t told_purged; /* what is not there any more, as far as it was told */
+    char *requested;      /* heap: the id that a gap is told about, or NULL */
+    char *rest;           /* BEHIND: bytes of ours that go first (heap), or NULL */
     size_t rest_len;
     size_t rest_out;
 
-    uint64_t asked_usec;     /* [const] when it was made */
     uint64_t last_sent_usec; /* when the socket last took something */
     uint64_t ends_usec;      /* maximum age, or the goodbye of a drain */
 
@@ -115,11 +134,16 @@ struct stream {
     struct stream_type *types;       /* [const] type_count of them */
     size_t type_count;               /* [const] */
 
-    uint64_t last_id;       /* asked for, while it is not placed */
-    struct stream *touched; /* the owner's own */
-    uint64_t mark;          /* the owner's own */
-    struct stream *next;    /* the owner's own */
-    struct stream **link;   /* the owner's own */
+    /* The owner's own. */
+    struct inquiry *inquiry;
+    bool replays;
+    bool in_vain;
+    struct stream *waiting_next;
+    struct stream **waiting_link;
+    struct stream *touched;
+    uint64_t mark;
+    struct stream *next;
+    struct stream **link;
 };
 
 /* The members have joined nothing yet; the texts are copied. NULL: no memory. */
@@ -129,14 +153,13 @@ struct stream *stream_new(const struct stream_wishes *wishes,
                           struct stream_owner *owner) MUST_CHECK;
 void stream_free(struct stream *stream);
 
-/* The first bytes: a heartbeat, the retry: line, and the gap if there is one. `oldest` is
- * the id it goes on after. -ENOMEM. */
-int stream_greet(struct stream *stream, enum stream_gap gap, struct stream_text requested,
-                 uint64_t oldest) MUST_CHECK;
+/* The stream's gap is told before anything else that it is sent, and its `requested`: it goes
+ * on after stream->seq. -ENOMEM. */
+int stream_tell_gap(struct stream *stream) MUST_CHECK;
 
-/* The same gap, said to a stream that is asleep already. -ENOMEM. */
-int stream_tell_gap(struct stream *stream, enum stream_gap gap, uint64_t requested,
-                    uint64_t oldest) MUST_CHECK;
+/* Tells its client the id up to which there was nothing for it, so that it comes back with a
+ * young one. A LIVE stream. */
+void stream_tell_place(struct stream *stream);
 
 /* The response that greets, sleeps and says goodbye; the stream is freed when
  * libmicrohttpd is through with it. NULL: no memory; the stream stays the caller's. */
@@ -145,14 +168,24 @@ struct MHD_Response *stream_response(struct stream *stream) MUST_CHECK;
 /* Does it want this type? (Its channels are the owner's business.) */
 bool stream_takes_type(const struct stream *stream, const struct sse_frame *frame);
 
+/* Adds the types it wants, one a line. */
+struct buf;
+void stream_add_types(const struct stream *stream, struct buf *ret_text);
+
 /* Sends frames, the first one from stream->offset on. `bytes`: the same frames whole, in
  * one piece, or NULL. Returns how many went out whole; fewer than `count`: the stream is
- * BEHIND, with position and offset where it broke, or ENDING if the peer is gone. */
+ * BEHIND, with seq and offset where it broke, or ENDING if the peer is gone. */
 size_t stream_send(struct stream *stream, const struct sse_frame *const *frames,
                    size_t count, const char *bytes, size_t len);
 
 /* It has been sent everything up to its owner's position. */
 void stream_is_live(struct stream *stream);
+
+/* LIVE no more: it goes on after the owner's seq when its turn comes. */
+void stream_is_behind(struct stream *stream);
+
+/* Whether it is BEHIND for want of something else than room in its socket. */
+void stream_set_waits(struct stream *stream, bool waits);
 
 /* Its socket would take more, but others have their turn first: writable() comes again.
  */

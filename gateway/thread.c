@@ -24,8 +24,8 @@ static const char *kind_word(enum thread_kind kind)
         return "listener";
     case THREAD_PUBLISHER:
         return "publisher";
-    case THREAD_REPLAY:
-        return "replay";
+    case THREAD_READER:
+        return "reader";
     case THREAD_SHARD:
         return "shard";
     }
@@ -37,7 +37,7 @@ static void *thread_main(void *argument)
     struct thread *thread = argument;
 
     self = thread;
-    if (thread->kind == THREAD_SHARD)
+    if (thread->kind == THREAD_SHARD || thread->kind == THREAD_READER)
         snprintf(self_name, sizeof(self_name), "%s/%u", kind_word(thread->kind),
                  thread->index);
     else

@@ -5,7 +5,7 @@
  *   main        start, signals, stop                       signals
  *   listener    the LISTEN connection, the sweep           PostgreSQL
  *   publisher   the batch in flight                        PostgreSQL
- *   replay      stored events, one by one or in pages      PostgreSQL
+ *   reader/N    stored events, one by one or in pages      PostgreSQL
  *   shard/N     its connections, its epoll, its index      its epoll only
  *
  * Between threads: the ring (listener to shards), one mailbox a thread (everything else).
@@ -27,7 +27,7 @@ enum thread_kind {
     THREAD_MAIN,
     THREAD_LISTENER,
     THREAD_PUBLISHER,
-    THREAD_REPLAY,
+    THREAD_READER,
     THREAD_SHARD,
 };
 

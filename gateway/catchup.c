@@ -1,0 +1,464 @@
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "buf.h"
+#include "catchup.h"
+#include "clock.h"
+
+/* What one stream is sent before others have their turn. */
+#define SENDS_MAX  16
+#define LOOKS_MAX  4096 /* frames looked at for one send */
+#define FRAMES_MAX 256  /* one send */
+
+/* Pages sent in one turn of the shard's loop. */
+#define PAGES_MAX 32
+
+/* So close to what the ring holds, a stream takes pages with all channels: most who come back
+ * are, and so they share them. */
+#define NEAR_EVENTS 20000
+#define EVERYTHING  "*"
+
+/* One question of one stream, until its answer is dealt with. */
+struct inquiry {
+    struct replay_request request;
+    struct mail mail;
+    struct catchup *catchup;
+    struct stream *stream; /* NULL: it is over */
+    struct inquiry *next;  /* answered */
+};
+
+struct catchup {
+    struct catchup_settings settings;
+    struct stream *waiting; /* for the ring */
+    struct inquiry *answered;
+    struct inquiry **answered_tail;
+    const struct sse_frame *frames[MAX(FRAMES_MAX, REPLAY_PAGE_MAX)];
+};
+
+enum step {
+    STEP_MORE, /* sent some, and there may be more */
+    STEP_LIVE, /* it has arrived */
+    STEP_WAIT, /* for the ring */
+    STEP_ASK,  /* the table */
+    STEP_STOP, /* its socket is full, or it is over */
+};
+
+struct catchup *catchup_new(const struct catchup_settings *settings)
+{
+    struct catchup *catchup = calloc(1, sizeof(*catchup));
+
+    if (catchup == NULL)
+        return NULL;
+    catchup->settings = *settings;
+    catchup->answered_tail = &catchup->answered;
+    return catchup;
+}
+
+static void free_inquiry(struct inquiry *inquiry)
+{
+    replay_page_free(inquiry->request.page);
+    free(inquiry);
+}
+
+void catchup_free(struct catchup *catchup)
+{
+    if (catchup == NULL)
+        return;
+    for (struct inquiry *inquiry = catchup->answered, *next; inquiry != NULL;
+         inquiry = next) {
+        next = inquiry->next;
+        free_inquiry(inquiry);
+    }
+    free(catchup);
+}
+
+/* -- what a stream takes -- */
+
+static bool takes(const struct stream *stream, const struct sse_frame *frame)
+{
+    for (size_t i = 0; i < stream->member_count; i++) {
+        if (channels_topic_takes(stream->members[i].topic, sse_frame_channel(frame),
+                                 frame->channel_len, frame->channel_hash))
+            return stream_takes_type(stream, frame);
+    }
+    return false;
+}
+
+/* -- waiting for the ring -- */
+
+static void wait_for_ring(struct catchup *catchup, struct stream *stream)
+{
+    stream->waiting_next = catchup->waiting;
+    stream->waiting_link = &catchup->waiting;
+    if (stream->waiting_next != NULL)
+        stream->waiting_next->waiting_link = &stream->waiting_next;
+    catchup->waiting = stream;
+    stream_set_waits(stream, true);
+}
+
+static void stop_waiting(struct stream *stream)
+{
+    if (stream->waiting_link == NULL)
+        return;
+    *stream->waiting_link = stream->waiting_next;
+    if (stream->waiting_next != NULL)
+        stream->waiting_next->waiting_link = stream->waiting_link;
+    stream->waiting_link = NULL;
+    stream_set_waits(stream, false);
+}
+
+/* -- asking the table -- */
+
+static void inquiry_delivered(struct mail *mail)
+{
+    struct inquiry *inquiry = CONTAINER_OF(mail, struct inquiry, mail);
+    struct catchup *catchup = inquiry->catchup;
+
+    inquiry->next = NULL;
+    *catchup->answered_tail = inquiry;
+    catchup->answered_tail = &inquiry->next;
+}
+
+/* On a reader's thread. */
+static void inquiry_done(struct replay_request *request)
+{
+    struct inquiry *inquiry = CONTAINER_OF(request, struct inquiry, request);
+
+    inquiry->catchup->settings.post(inquiry->catchup->settings.argument, &inquiry->mail);
+}
+
+static void set_replays(struct catchup *catchup, struct stream *stream, bool replays)
+{
+    if (stream->replays == replays)
+        return;
+    stream->replays = replays;
+    stats_gauge_add(catchup->settings.stats, STATS_STREAMS_REPLAYING, replays ? 1 : -1);
+}
+
+/* The stream's channels as replay.h wants them: one a line. */
+static void add_patterns(struct buf *text, const struct stream *stream)
+{
+    for (size_t i = 0; i < stream->member_count; i++) {
+        const struct channels_topic *topic = stream->members[i].topic;
+
+        (void)buf_add_text(text, i > 0 ? "\n" : "");
+        (void)buf_add(text, topic->name, topic->len);
+        (void)buf_add_text(text, topic->is_prefix ? "*" : "");
+    }
+}
+
+static int ask(struct catchup *catchup, struct stream *stream, struct inquiry *inquiry)
+{
+    struct replay_request *request = &inquiry->request;
+    CLEANUP(buf_done) struct buf patterns = BUF_EMPTY;
+    CLEANUP(buf_done) struct buf types = BUF_EMPTY;
+    const bool near = request->question == REPLAY_AFTER &&
+                      stream->seq + NEAR_EVENTS >= request->floor;
+
+    (void)buf_add_text(&patterns, near ? EVERYTHING : "");
+    (void)buf_add_text(&types, "");
+    if (!near && request->question != REPLAY_EARLIEST)
+        add_patterns(&patterns, stream);
+    if (request->question == REPLAY_LAST)
+        stream_add_types(stream, &types);
+    if (buf_ok(&patterns) < 0 || buf_ok(&types) < 0)
+        return -ENOMEM;
+    return replay_ask(catchup->settings.replay, request, patterns.data, types.data);
+}
+
+static enum replay_question question_of(const struct stream *stream)
+{
+    if (stream->place == STREAM_AT_EARLIEST)
+        return REPLAY_EARLIEST;
+    return stream->place == STREAM_AT_LAST ? REPLAY_LAST : REPLAY_AFTER;
+}
+
+/* Without memory for the question the stream ends, and its client comes back. */
+static void ask_table(struct catchup *catchup, struct stream *stream)
+{
+    struct inquiry *inquiry = calloc(1, sizeof(*inquiry));
+
+    if (inquiry == NULL) {
+        stream_finish(stream, STREAM_END_GOODBYE);
+        return;
+    }
+    *inquiry = (struct inquiry){
+        .request = {.question = question_of(stream),
+                    .after = stream->seq,
+                    .count = stream->place == STREAM_AT_LAST ? stream->last_count : 0,
+                    .floor = ring_floor(catchup->settings.reader),
+                    .again = stream->in_vain,
+                    .done = inquiry_done},
+        .mail = {.deliver = inquiry_delivered},
+        .catchup = catchup,
+        .stream = stream,
+    };
+    stream->inquiry = inquiry;
+    stream_set_waits(stream, true);
+    set_replays(catchup, stream, true);
+    if (ask(catchup, stream, inquiry) < 0) {
+        stream->inquiry = NULL;
+        free(inquiry);
+        stream_finish(stream, STREAM_END_GOODBYE);
+    }
+}
+
+void catchup_forget(struct catchup *catchup, struct stream *stream)
+{
+    struct inquiry *inquiry = stream->inquiry;
+
+    stream->waits = false; /* its timer is none of our business any more */
+    stop_waiting(stream);
+    set_replays(catchup, stream, false);
+    if (inquiry == NULL)
+        return;
+    stream->inquiry = NULL;
+    inquiry->stream = NULL; /* whoever delivers it frees it */
+    if (replay_cancel(catchup->settings.replay, &inquiry->request))
+        free(inquiry);
+}
+
+/* -- from the ring -- */
+
+/* Collects what the stream takes, from the position on and before the shard's own; *ret_seq is
+ * that of the last frame looked at. In a ring round. */
+static enum ring_result collect(struct catchup *catchup, const struct stream *stream,
+                                uint64_t position, size_t *ret_count, uint64_t *ret_seq)
+{
+    size_t count = 0;
+
+    for (size_t looks = 0; looks < LOOKS_MAX && count < FRAMES_MAX; looks++) {
+        const struct sse_frame *frame;
+
+        *ret_count = count;
+        if (position >= catchup->settings.owner->position)
+            return RING_EMPTY;
+        if (ring_read(catchup->settings.reader, &position, &frame) != RING_FRAME)
+            return RING_LAGGED;
+        *ret_seq = frame->seq;
+        if (takes(stream, frame))
+            catchup->frames[count++] = frame;
+    }
+    *ret_count = count;
+    return RING_FRAME;
+}
+
+/* Sends the frames collected; the first one goes on where it broke off, and must be the one
+ * that did. false: not all are out. */
+static bool send_frames(struct catchup *catchup, struct stream *stream, size_t count)
+{
+    if (stream->offset > 0 &&
+        (count == 0 || catchup->frames[0]->seq != stream->seq + 1)) {
+        stream_finish(stream, STREAM_END_ABRUPT);
+        return false;
+    }
+    return count == 0 ||
+           stream_send(stream, catchup->frames, count, NULL, 0) == count;
+}
+
+/* One send from the ring. In a ring round. */
+static enum step send_from(struct catchup *catchup, struct stream *stream,
+                           uint64_t position)
+{
+    struct stream_owner *owner = catchup->settings.owner;
+    uint64_t seq = stream->seq;
+    size_t count = 0;
+
+    if (position > owner->position)
+        return STEP_WAIT; /* the shard has yet to read so far */
+    const enum ring_result result = collect(catchup, stream, position, &count, &seq);
+    if (result == RING_LAGGED)
+        return STEP_ASK;
+    if ((count > 0 || stream->offset > 0) && !send_frames(catchup, stream, count))
+        return STEP_STOP;
+    stream->seq = seq;
+    if (result == RING_FRAME)
+        return STEP_MORE;
+    owner->seq = MAX(owner->seq, seq);
+    return STEP_LIVE;
+}
+
+static enum step take_step(struct catchup *catchup, struct stream *stream)
+{
+    struct ring_reader *reader = catchup->settings.reader;
+    enum step step = STEP_ASK;
+    uint64_t position;
+
+    if (stream->place == STREAM_AT_NOW) {
+        if (!ring_now(reader, &stream->seq))
+            return STEP_WAIT;
+        stream->place = STREAM_AT_SEQ;
+    }
+    if (stream->place == STREAM_AT_EARLIEST || stream->place == STREAM_AT_LAST)
+        return STEP_ASK;
+
+    ring_enter(reader);
+    switch (ring_find(reader, stream->seq, &position)) {
+    case RING_FOUND:
+        stream->place = STREAM_AT_SEQ;
+        set_replays(catchup, stream, false);
+        step = send_from(catchup, stream, position);
+        break;
+    case RING_NOT_STARTED:
+        step = STEP_WAIT;
+        break;
+    case RING_AHEAD:
+        /* On its way to the ring; or nobody has ever had that id. */
+        step = stream->place == STREAM_AT_SEQ ? STEP_WAIT : STEP_ASK;
+        break;
+    case RING_TOO_OLD:
+        break;
+    }
+    ring_leave(reader);
+    return step;
+}
+
+static void arrive(struct stream *stream)
+{
+    stream_is_live(stream);
+    /* Who has no id yet would miss what is committed between a loss of the connection and the
+     * next one. */
+    if (stream->told_seq == 0)
+        stream_tell_place(stream);
+}
+
+void catchup_go_on(struct catchup *catchup, struct stream *stream)
+{
+    stop_waiting(stream);
+    if (!stream_send_rest(stream) || stream->inquiry != NULL)
+        return;
+    for (int i = 0; i < SENDS_MAX; i++) {
+        const bool replays = stream->replays;
+        const enum step step = take_step(catchup, stream);
+
+        switch (step) {
+        case STEP_MORE:
+            continue;
+        case STEP_LIVE:
+            arrive(stream);
+            return;
+        case STEP_WAIT:
+            wait_for_ring(catchup, stream);
+            return;
+        case STEP_ASK:
+            if (stream->place == STREAM_AT_SEQ && !replays)
+                stats_add(catchup->settings.stats, STATS_STREAMS_LAGGED, 1);
+            ask_table(catchup, stream);
+            return;
+        case STEP_STOP:
+            return;
+        }
+    }
+    stream_yield(stream);
+}
+
+/* -- from the table -- */
+
+/* Its place is known now. What cannot be had any more is told. false: it is over. */
+static bool settle_place(struct stream *stream, const struct replay_page *page)
+{
+    /* After a deletion in the midst of what is kept there is more to send from its own id on
+     * than from the oldest. */
+    stream->seq = stream->gap == STREAM_GAP_EXPIRED ? MAX(stream->seq, page->through)
+                                                    : page->through;
+    stream->told_purged = page->purged;
+    stream->place = STREAM_AT_SEQ;
+    if (stream->gap == STREAM_NO_GAP || stream_tell_gap(stream) == 0)
+        return true;
+    stream_finish(stream, STREAM_END_GOODBYE);
+    return false;
+}
+
+/* The id is no good: where does that begin which is kept? In the middle of a frame nothing can
+ * be told: then the stream ends, and its client is told when it comes back. */
+static void begin_gap(struct catchup *catchup, struct stream *stream, enum stream_gap gap)
+{
+    char id[EVENT_ID_MAX_BYTES + 1];
+
+    (void)event_id_format(stream->seq, id);
+    stream->requested = strdup(id);
+    if (stream->offset > 0 || stream->requested == NULL) {
+        stream_finish(stream, STREAM_END_ABRUPT);
+        return;
+    }
+    stream->gap = gap;
+    stream->place = STREAM_AT_EARLIEST;
+    ask_table(catchup, stream);
+}
+
+static void send_page(struct catchup *catchup, struct stream *stream,
+                      const struct replay_page *page)
+{
+    size_t count = 0;
+
+    for (size_t i = 0; i < page->count; i++) {
+        if (page->frames[i]->seq > stream->seq && takes(stream, page->frames[i]))
+            catchup->frames[count++] = page->frames[i];
+    }
+    if (!stream_send_rest(stream) || !send_frames(catchup, stream, count))
+        return; /* what is left is asked for again, when there is room for it */
+    stream->in_vain = page->through <= stream->seq;
+    stream->seq = MAX(stream->seq, page->through);
+    catchup_go_on(catchup, stream);
+}
+
+static void take_page(struct catchup *catchup, struct stream *stream,
+                      const struct replay_page *page)
+{
+    if (stream->place == STREAM_AT_EARLIEST || stream->place == STREAM_AT_LAST) {
+        if (settle_place(stream, page))
+            catchup_go_on(catchup, stream);
+        return;
+    }
+    switch (replay_judge(page, stream->seq, stream->told_purged)) {
+    case REPLAY_EXACT:
+        stream->place = STREAM_AT_SEQ;
+        send_page(catchup, stream, page);
+        return;
+    case REPLAY_EXPIRED:
+        begin_gap(catchup, stream, STREAM_GAP_EXPIRED);
+        return;
+    case REPLAY_FUTURE:
+        begin_gap(catchup, stream, STREAM_GAP_FUTURE);
+        return;
+    }
+}
+
+static void take_answer(struct catchup *catchup, struct inquiry *inquiry)
+{
+    struct stream *stream = inquiry->stream;
+
+    if (stream != NULL) {
+        stream->inquiry = NULL;
+        stream_set_waits(stream, false);
+        if (inquiry->request.page != NULL)
+            take_page(catchup, stream, inquiry->request.page);
+        else /* there will be none: the gateway is about to end */
+            stream_finish(stream, STREAM_END_GOODBYE);
+    }
+    free_inquiry(inquiry);
+}
+
+bool catchup_turn(struct catchup *catchup)
+{
+    struct stream *waiting = catchup->waiting;
+
+    /* Taken off the list first: who has to wait on is put there again. */
+    catchup->waiting = NULL;
+    if (waiting != NULL)
+        waiting->waiting_link = &waiting;
+    while (waiting != NULL)
+        catchup_go_on(catchup, waiting);
+
+    for (int i = 0; i < PAGES_MAX && catchup->answered != NULL; i++) {
+        struct inquiry *inquiry = catchup->answered;
+
+        catchup->answered = inquiry->next;
+        if (catchup->answered == NULL)
+            catchup->answered_tail = &catchup->answered;
+        take_answer(catchup, inquiry);
+    }
+    return catchup->answered != NULL;
+}
