@@ -280,6 +280,14 @@ static enum step send_from(struct catchup *catchup, struct stream *stream,
     return STEP_LIVE;
 }
 
+static bool is_to_come(const struct ring_reader *reader, const struct stream *stream)
+{
+    uint64_t now;
+
+    return stream->place == STREAM_AT_SEQ ||
+           (ring_now(reader, &now) && stream->seq <= now);
+}
+
 static enum step take_step(struct catchup *catchup, struct stream *stream)
 {
     struct ring_reader *reader = catchup->settings.reader;
@@ -306,7 +314,7 @@ static enum step take_step(struct catchup *catchup, struct stream *stream)
         break;
     case RING_AHEAD:
         /* On its way to the ring; or nobody has ever had that id. */
-        step = stream->place == STREAM_AT_SEQ ? STEP_WAIT : STEP_ASK;
+        step = is_to_come(reader, stream) ? STEP_WAIT : STEP_ASK;
         break;
     case RING_TOO_OLD:
         break;

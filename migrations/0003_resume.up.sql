@@ -188,14 +188,16 @@ END
 $$;
 
 -- Where a gateway that starts begins to fill its memory: after this id come at most `max_rows`
--- events of at most `max_bytes`, all of this life.
+-- events of at most `max_bytes`, all of this life, and all that there ever were.
 CREATE FUNCTION gateway.recent_after(max_rows integer, max_bytes bigint) RETURNS bigint
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
     SELECT coalesce(min(w.seq) - 1, gateway.newest_seq())
       FROM (SELECT n.seq, sum(n.bytes) OVER (ORDER BY n.seq DESC) AS bytes
               FROM (SELECT e.seq, 200 + pg_column_size(e.data) AS bytes
                       FROM gateway.events e
-                     WHERE e.seq > (SELECT max(i.base) FROM gateway.incarnations i)
+                     WHERE e.seq > greatest(
+                               (SELECT max(i.base) FROM gateway.incarnations i),
+                               (SELECT max(p.seq) FROM gateway.purges p))
                      ORDER BY e.seq DESC LIMIT max_rows) n) w
      WHERE w.bytes <= max_bytes
 $$;

@@ -63,6 +63,10 @@ def parse_frame(block, retry):
             raise ProtocolError("'event: message' is written out")
     if not lines:
         raise ProtocolError(f"a frame without data: {block[:200]!r}")
+    if event_type == "checkpoint":
+        if lines != [b"data:"] or event_id is None:
+            raise ProtocolError(f"not a checkpoint: {block[:200]!r}")
+        return Event(block + b"\n\n", event_id, event_type, "", retry)
     for line in lines:
         if not line.startswith(b"data: "):
             raise ProtocolError(f"expected 'data: ' but got {line[:80]!r} in {block[:200]!r}")
@@ -85,6 +89,8 @@ class Stream:
         self.wire = bytearray()  # everything after the head, as it came
         self.keep_wire = True
         self.comments = 0        # heartbeat lines seen
+        self.checkpoints = []    # ids of the checkpoint frames seen
+        self.last_id = last_event_id  # what a client would come back with
         self.retries = []        # milliseconds of every `retry:` line
         self.body_bytes = 0
         self.ended = None        # None while it is open; then True for a clean end
@@ -222,11 +228,20 @@ class Stream:
             if end < 0:
                 self._scanned = max(at, len(self._body) - 1)
                 break
-            self._events.append(parse_frame(bytes(self._body[at:end]), self._retry))
+            self._take_frame(parse_frame(bytes(self._body[at:end]), self._retry))
             self._retry = None
             at = end + 2
         del self._body[:at]
         self._scanned = max(0, self._scanned - at)
+
+    def _take_frame(self, event):
+        """A checkpoint moves the id and is no event."""
+        if event.id is not None:
+            self.last_id = event.id
+        if event.type == "checkpoint":
+            self.checkpoints.append(event.id)
+        else:
+            self._events.append(event)
 
     def _take_line(self, line):
         """A heartbeat, or a `retry:` line: it takes effect at once, and rides on the next
