@@ -95,9 +95,9 @@ static void wait_for_ring(struct catchup *catchup, struct stream *stream)
     if (stream->waiting_next != NULL)
         stream->waiting_next->waiting_link = &stream->waiting_next;
     catchup->waiting = stream;
-    stream_set_waits(stream, true);
 }
 
+/* Off the list; whether it still waits is seen when it has had its turn. */
 static void stop_waiting(struct stream *stream)
 {
     if (stream->waiting_link == NULL)
@@ -106,7 +106,6 @@ static void stop_waiting(struct stream *stream)
     if (stream->waiting_next != NULL)
         stream->waiting_next->waiting_link = stream->waiting_link;
     stream->waiting_link = NULL;
-    stream_set_waits(stream, false);
 }
 
 /* -- asking the table -- */
@@ -154,8 +153,8 @@ static int ask(struct catchup *catchup, struct stream *stream, struct inquiry *i
     struct replay_request *request = &inquiry->request;
     CLEANUP(buf_done) struct buf patterns = BUF_EMPTY;
     CLEANUP(buf_done) struct buf types = BUF_EMPTY;
-    const bool near = request->question == REPLAY_AFTER &&
-                      stream->seq + NEAR_EVENTS >= request->floor;
+    const bool near =
+        request->question == REPLAY_AFTER && stream->seq + NEAR_EVENTS >= request->floor;
 
     (void)buf_add_text(&patterns, near ? EVERYTHING : "");
     (void)buf_add_text(&types, "");
@@ -196,7 +195,6 @@ static void ask_table(struct catchup *catchup, struct stream *stream)
         .stream = stream,
     };
     stream->inquiry = inquiry;
-    stream_set_waits(stream, true);
     set_replays(catchup, stream, true);
     if (ask(catchup, stream, inquiry) < 0) {
         stream->inquiry = NULL;
@@ -209,7 +207,6 @@ void catchup_forget(struct catchup *catchup, struct stream *stream)
 {
     struct inquiry *inquiry = stream->inquiry;
 
-    stream->waits = false; /* its timer is none of our business any more */
     stop_waiting(stream);
     set_replays(catchup, stream, false);
     if (inquiry == NULL)
@@ -254,8 +251,7 @@ static bool send_frames(struct catchup *catchup, struct stream *stream, size_t c
         stream_finish(stream, STREAM_END_ABRUPT);
         return false;
     }
-    return count == 0 ||
-           stream_send(stream, catchup->frames, count, NULL, 0) == count;
+    return count == 0 || stream_send(stream, catchup->frames, count, NULL, 0) == count;
 }
 
 /* One send from the ring. In a ring round. */
@@ -341,6 +337,8 @@ void catchup_go_on(struct catchup *catchup, struct stream *stream)
         const bool replays = stream->replays;
         const enum step step = take_step(catchup, stream);
 
+        if (stream->phase != STREAM_ENDING)
+            stream_set_waits(stream, step == STEP_WAIT || step == STEP_ASK);
         switch (step) {
         case STEP_MORE:
             continue;
@@ -405,8 +403,12 @@ static void send_page(struct catchup *catchup, struct stream *stream,
         if (page->frames[i]->seq > stream->seq && takes(stream, page->frames[i]))
             catchup->frames[count++] = page->frames[i];
     }
-    if (!stream_send_rest(stream) || !send_frames(catchup, stream, count))
-        return; /* what is left is asked for again, when there is room for it */
+    if (!stream_send_rest(stream) || !send_frames(catchup, stream, count)) {
+        /* What is left is asked for again, when there is room for it. */
+        if (stream->phase != STREAM_ENDING)
+            stream_set_waits(stream, false);
+        return;
+    }
     stream->in_vain = page->through <= stream->seq;
     stream->seq = MAX(stream->seq, page->through);
     catchup_go_on(catchup, stream);
@@ -440,7 +442,6 @@ static void take_answer(struct catchup *catchup, struct inquiry *inquiry)
 
     if (stream != NULL) {
         stream->inquiry = NULL;
-        stream_set_waits(stream, false);
         if (inquiry->request.page != NULL)
             take_page(catchup, stream, inquiry->request.page);
         else /* there will be none: the gateway is about to end */
@@ -458,7 +459,7 @@ bool catchup_turn(struct catchup *catchup)
     if (waiting != NULL)
         waiting->waiting_link = &waiting;
     while (waiting != NULL)
-        catchup_go_on(catchup, waiting);
+        catchup_go_on(catchup, waiting); /* takes it off */
 
     for (int i = 0; i < PAGES_MAX && catchup->answered != NULL; i++) {
         struct inquiry *inquiry = catchup->answered;

@@ -387,7 +387,8 @@ static int find_place(struct listener *listener, struct err *err)
     uint64_t newest, recent;
     int r = read_ends(listener, &newest, &recent, err);
 
-    if (r == 0 && listener->started && newest < listener->last_seq && listener->writable) {
+    if (r == 0 && listener->started && newest < listener->last_seq &&
+        listener->writable) {
         r = tell_seen(listener, err);
         if (r == 0)
             r = read_ends(listener, &newest, &recent, err);

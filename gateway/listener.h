@@ -34,7 +34,7 @@ struct listener_settings {
     const char *password; /* used unless the connection string has one; may be NULL */
     long schema_version;  /* the newest migration this program knows */
     struct ring *ring;
-    size_t recent_bytes;  /* of events stored before, to begin the ring with */
+    size_t recent_bytes; /* of events stored before, to begin the ring with */
     struct stats *stats;
 
     /* News, on the listener's thread. prepare: before a connection is tried, until it has

@@ -104,8 +104,7 @@ static bool is_late(const struct reader_job *job, const struct reader *reader)
 static bool is_due(const struct reader_job *job, const struct reader *reader)
 {
     const uint64_t now = clock_usec();
-    const bool up =
-        database_connected(reader->database) || now >= reader->retry.due_usec;
+    const bool up = database_connected(reader->database) || now >= reader->retry.due_usec;
 
     return now >= job->not_before_usec && (up || job->deadline_usec != CLOCK_NEVER);
 }
@@ -117,8 +116,7 @@ static void on_tick(void *argument)
     struct err err;
 
     (void)err_set(&err, -ETIMEDOUT, "the database did not answer in time");
-    for (struct reader_job *job;
-         (job = take_if(reader->all, is_late, reader)) != NULL;)
+    for (struct reader_job *job; (job = take_if(reader->all, is_late, reader)) != NULL;)
         job->fail(job, &err);
 }
 
@@ -301,8 +299,7 @@ void readers_stop(struct readers *readers)
 
 /* ---- life ---- */
 
-static bool make_readers(struct readers *readers,
-                         const struct readers_settings *settings)
+static bool make_readers(struct readers *readers, const struct readers_settings *settings)
 {
     for (unsigned i = 0; i < settings->count; i++) {
         struct reader *reader = &readers->readers[i];
@@ -336,7 +333,8 @@ struct readers *readers_new(const struct readers_settings *settings)
     readers->bell_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     readers->stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     (void)pthread_mutex_init(&readers->lock, NULL);
-    if (readers->bell_fd < 0 || readers->stop_fd < 0 || !make_readers(readers, settings)) {
+    if (readers->bell_fd < 0 || readers->stop_fd < 0 ||
+        !make_readers(readers, settings)) {
         readers_free(readers);
         return NULL;
     }

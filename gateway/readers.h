@@ -42,7 +42,7 @@ struct readers_settings {
     const char *dsn;      /* libpq connection string; NULL or "": libpq's PG* variables */
     const char *password; /* used unless the connection string has one; may be NULL */
     unsigned count;       /* connections, at least 1 */
-    size_t jobs_max; /* waiting, over which a job with a deadline is not accepted */
+    size_t jobs_max;      /* waiting, over which a job with a deadline is not accepted */
 };
 
 /* The strings are copied. NULL: no memory. */

@@ -194,8 +194,8 @@ static const char *const questions[] = {
         "FROM gateway.horizon($1) h, "
         "gateway.replay_page($2, $1, " PAGE_ROWS ", " PAGE_BYTES ", " PAGE_STRETCH ") p "
         "LEFT JOIN gateway.events e ON e.seq = ANY (p.seqs) ORDER BY e.seq",
-    [REPLAY_EARLIEST] = "SELECT gateway.oldest_seq(), " HORIZON NO_ROWS
-                        "FROM gateway.horizon($1) h",
+    [REPLAY_EARLIEST] =
+        "SELECT gateway.oldest_seq(), " HORIZON NO_ROWS "FROM gateway.horizon($1) h",
     [REPLAY_LAST] = "SELECT gateway.newest_after($2, $3, $4, " LAST_STRETCH
                     "), " HORIZON NO_ROWS "FROM gateway.horizon($1) h",
 };
@@ -406,7 +406,8 @@ static int serve_queue(struct replay_queue *queue, struct database *database,
     stats_add(queue->replay->settings.stats, STATS_REPLAY_EVENTS, page->count);
 
     queue->reached = page->through;
-    *ret_stale = !answer_with(queue, page, PQgetvalue(result, 0, STANDBY)[0] != 0) || again;
+    *ret_stale =
+        !answer_with(queue, page, PQgetvalue(result, 0, STANDBY)[0] != 0) || again;
     if (*ret_stale)
         database_close(database);
     return 0;

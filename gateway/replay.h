@@ -30,7 +30,7 @@
 struct replay;
 
 enum replay_question {
-    REPLAY_AFTER,    /* the events after an id */
+    REPLAY_AFTER, /* the events after an id */
     REPLAY_EARLIEST, /* where that begins which is kept: `through` of a page without events */
     REPLAY_LAST,     /* likewise: where the newest `count` begin */
 };
@@ -64,7 +64,8 @@ struct replay_request {
     bool again;     /* the last answer to the same question was of no use */
     void (*done)(struct replay_request *request);
 
-    struct replay_page *page; /* set before done(); the asker's to let go. NULL: stopping */
+    struct replay_page
+        *page; /* set before done(); the asker's to let go. NULL: stopping */
 
     uint64_t asked_usec; /* the replay's own from here on */
     struct replay_queue *queue;

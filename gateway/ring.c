@@ -387,8 +387,7 @@ bool ring_now(const struct ring_reader *reader, uint64_t *ret_seq)
     /* The acquire meets the release in ring_start(): the others are set by then. */
     if (atomic_load_explicit(&ring->floor_seq, memory_order_acquire) == NOT_STARTED)
         return false;
-    const uint64_t newest =
-        atomic_load_explicit(&ring->newest_seq, memory_order_acquire);
+    const uint64_t newest = atomic_load_explicit(&ring->newest_seq, memory_order_acquire);
     *ret_seq = MAX(newest, atomic_load_explicit(&ring->begun_seq, memory_order_relaxed));
     return true;
 }

@@ -52,11 +52,11 @@ enum stats_gauge {
     STATS_HEAD_SEQ,           /* newest event put into the ring */
     STATS_RING_EVENTS,
     STATS_RING_BYTES,
-    STATS_CONNECTIONS,     /* raised and lowered with stats_gauge_add */
-    STATS_STREAMS,         /* likewise */
-    STATS_STREAMS_BEHIND,  /* likewise: not up to date */
+    STATS_CONNECTIONS,       /* raised and lowered with stats_gauge_add */
+    STATS_STREAMS,           /* likewise */
+    STATS_STREAMS_BEHIND,    /* likewise: not up to date */
     STATS_STREAMS_REPLAYING, /* likewise: of these, going on from the table */
-    STATS_PUBLISH_WAITING, /* events waiting for their batch */
+    STATS_PUBLISH_WAITING,   /* events waiting for their batch */
     STATS_GAUGE_COUNT
 };
 

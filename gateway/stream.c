@@ -591,12 +591,14 @@ static bool is_waiting(const struct stream *stream)
  * at random: those who were last sent the same event do not get it all at once. */
 static void set_timer(struct stream *stream)
 {
-    const uint64_t wait = is_waiting(stream)
-                              ? clock_jitter(stream->timing->heartbeat_usec * 4 / 5)
-                              : stream->timing->idle_close_usec;
+    const uint64_t heartbeat = stream->timing->heartbeat_usec;
+    uint64_t due = stream->last_sent_usec + stream->timing->idle_close_usec;
 
-    wheel_set(stream->connection->wheel, &stream->timer,
-              MIN(stream->last_sent_usec + wait, stream->ends_usec));
+    /* Where a heartbeat cannot go out, it is not tried again at once. */
+    if (is_waiting(stream))
+        due = MAX(stream->last_sent_usec + clock_jitter(heartbeat * 4 / 5),
+                  stream->owner->now_usec + heartbeat / 8);
+    wheel_set(stream->connection->wheel, &stream->timer, MIN(due, stream->ends_usec));
 }
 
 static void timer_fired(struct wheel_timer *timer)

@@ -59,8 +59,8 @@ struct stream_wishes {
     const struct stream_text *channels; /* names, or prefixes with '*' behind them */
     size_t channel_count;               /* 1 to STREAM_CHANNELS_MAX */
     const struct stream_text *types;
-    size_t type_count;          /* 0: all types */
-    bool chunked;               /* HTTP/1.1 */
+    size_t type_count; /* 0: all types */
+    bool chunked;      /* HTTP/1.1 */
     enum stream_place place;
     struct stream_text last_id; /* STREAM_AT_ID */
     unsigned last_count;        /* STREAM_AT_LAST */
@@ -88,9 +88,9 @@ struct stream_owner {
     void (*over)(struct stream_owner *owner,
                  struct stream *stream); /* leave everything */
 
-    uint64_t position;   /* LIVE streams have been sent everything before it in the ring */
-    uint64_t seq;        /* and everything up to it; exact while a stream is LIVE */
-    uint64_t now_usec;   /* clock_usec() of this turn of the shard's loop */
+    uint64_t position; /* LIVE streams have been sent everything before it in the ring */
+    uint64_t seq;      /* and everything up to it; exact while a stream is LIVE */
+    uint64_t now_usec; /* clock_usec() of this turn of the shard's loop */
     uint64_t sent_bytes; /* what all streams' sockets took; for the counters */
     uint64_t delivered;  /* frames they took whole, likewise */
 };
