@@ -305,9 +305,11 @@ static uint64_t next_place(const struct replay_queue *queue, bool *ret_again)
 }
 
 /* Is the page an answer to that request? Not that of a server which has yet to learn what
- * the asker has seen, or which lives in another life of the table. */
+ * the asker has seen, or which lives in another life of the table; and an id that is newer
+ * than the page is judged only by a question begun after it was asked about: it may have
+ * been given since. */
 static bool answers(const struct replay_page *page, const struct replay_request *request,
-                    bool standby)
+                    uint64_t begun_usec, bool standby)
 {
     const uint64_t now = clock_usec();
     const bool may_lag = standby && now < request->asked_usec + LAG_USEC;
@@ -317,21 +319,21 @@ static bool answers(const struct replay_page *page, const struct replay_request 
     if (request->question != REPLAY_AFTER)
         return page->newest >= request->floor || !may_lag;
     if (request->after > page->newest)
-        return !may_lag;
+        return !may_lag && request->asked_usec <= begun_usec;
     return request->after >= page->after &&
            (request->after < page->through || page->through >= page->newest);
 }
 
 /* Takes those out of the queue whom the page answers, and answers them. False: nobody. */
 static bool answer_with(struct replay_queue *queue, struct replay_page *page,
-                        bool standby)
+                        uint64_t begun_usec, bool standby)
 {
     struct replay_request *answered = NULL, **tail = &answered, *next;
 
     pthread_mutex_lock(&queue->replay->lock);
     for (struct replay_request *request = queue->first; request != NULL; request = next) {
         next = request->next;
-        if (!answers(page, request, standby))
+        if (!answers(page, request, begun_usec, standby))
             continue;
         unlink_request(request);
         request->next = NULL;
@@ -394,6 +396,7 @@ static int serve_queue(struct replay_queue *queue, struct database *database,
     CLEANUP(database_clear) PGresult *result = NULL;
     CLEANUP(clear_page) struct replay_page *page = NULL;
     bool again;
+    const uint64_t begun_usec = clock_usec();
     const uint64_t after = next_place(queue, &again);
     const int r = ask_database(queue, database, after, &result, err);
 
@@ -406,8 +409,8 @@ static int serve_queue(struct replay_queue *queue, struct database *database,
     stats_add(queue->replay->settings.stats, STATS_REPLAY_EVENTS, page->count);
 
     queue->reached = page->through;
-    *ret_stale =
-        !answer_with(queue, page, PQgetvalue(result, 0, STANDBY)[0] != 0) || again;
+    const bool standby = PQgetvalue(result, 0, STANDBY)[0] != 0;
+    *ret_stale = !answer_with(queue, page, begun_usec, standby) || again;
     if (*ret_stale)
         database_close(database);
     return 0;

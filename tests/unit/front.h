@@ -2,8 +2,9 @@
  * front.h - shards with the real HTTP front for unit tests, and clients on the loopback that
  * read bytes strictly.
  *
- * No database: the publisher, replay and listener are there and never started. The test is
- * the ring's writer itself.
+ * The publisher and the listener are there and never started: the test is the ring's writer
+ * itself. The readers run; without a `dsn` they never find a database, and whoever needs the
+ * table waits.
  */
 #ifndef FRONT_H
 #define FRONT_H
@@ -52,6 +53,8 @@ struct front_settings {
     size_t connections_max;    /* 0: 100 */
     unsigned shards;           /* 0: 1 */
     bool not_started;          /* ring_start() is the test's */
+    const char *dsn;           /* of the readers; NULL: there is no database */
+    uint64_t seq;              /* where the ring begins; 0: 100 */
 };
 
 struct front {
@@ -59,6 +62,7 @@ struct front {
     struct ring *ring;
     struct listener *listener;
     struct publisher *publisher;
+    struct readers *readers;
     struct replay *replay;
     struct page *page;
     struct http *http;
@@ -66,6 +70,7 @@ struct front {
     int listen_fd;
     uint16_t port;
     uint64_t seq; /* of the newest event */
+    bool started; /* the ring, before anybody came */
 };
 
 FRONT_UNUSED static int front_listen(uint16_t *ret_port)
@@ -105,7 +110,7 @@ FRONT_UNUSED static struct page *front_page(void)
     return page;
 }
 
-FRONT_UNUSED static void front_make_doors(struct front *front)
+FRONT_UNUSED static void front_make_doors(struct front *front, const char *dsn)
 {
     front->listener = listener_new(&(struct listener_settings){.dsn = "host=/nonexistent",
                                                                .schema_version = 1,
@@ -116,14 +121,16 @@ FRONT_UNUSED static void front_make_doors(struct front *front)
                                                    .schema_version = 1,
                                                    .queue_bytes = MIB,
                                                    .stats = front->stats});
-    front->replay = replay_new(
-        &(struct replay_settings){.dsn = "host=/nonexistent", .queue_jobs = 10});
+    front->readers =
+        readers_new(&(struct readers_settings){.dsn = dsn, .count = 2, .jobs_max = 10});
+    front->replay = replay_new(&(struct replay_settings){
+        .readers = front->readers, .stats = front->stats, .bytes_max = 16 * MIB});
     front->page = front_page();
     front->http = http_new(&(struct http_settings){
         .stats = front->stats,
         .listener = front->listener,
         .publisher = front->publisher,
-        .replay = front->replay,
+        .readers = front->readers,
         .page = front->page,
         .cors_origins = "https://friend.example",
         .retry_usec = 2 * USEC_PER_SEC,
@@ -148,10 +155,11 @@ FRONT_UNUSED static void front_open(struct front *front,
     front->stats = stats_new();
     front->ring =
         ring_new(settings->ring_bytes > 0 ? settings->ring_bytes : 64 * MIB, count);
-    front->seq = 100;
-    if (!settings->not_started)
-        ring_start(front->ring, front->seq);
-    front_make_doors(front);
+    front->seq = settings->seq > 0 ? settings->seq : 100;
+    front->started = !settings->not_started;
+    if (front->started)
+        ring_start(front->ring, front->seq, front->seq);
+    front_make_doors(front, settings->dsn != NULL ? settings->dsn : "host=/nonexistent");
     front->listen_fd = front_listen(&front->port);
 #define OR(value, instead) ((value) > 0 ? (value) : (instead))
     front->shards = shards_new(
@@ -160,6 +168,7 @@ FRONT_UNUSED static void front_open(struct front *front,
             .listen_fds = &front->listen_fd,
             .listen_fd_count = 1,
             .ring = front->ring,
+            .replay = front->replay,
             .stats = front->stats,
             .timing = {.heartbeat_usec = OR(settings->heartbeat_usec, long_usec),
                        .retry_usec = 2 * USEC_PER_SEC,
@@ -177,17 +186,20 @@ FRONT_UNUSED static void front_open(struct front *front,
         },
         &err);
 #undef OR
-    if (front->shards == NULL || shards_start(front->shards, &err) < 0)
+    if (front->shards == NULL || readers_start(front->readers, &err) < 0 ||
+        shards_start(front->shards, &err) < 0)
         fail_msg("%s", err.text);
 }
 
 FRONT_UNUSED static void front_close(struct front *front)
 {
+    readers_stop(front->readers);
     shards_stop(front->shards);
     shards_free(front->shards);
     http_free(front->http);
     page_free(front->page);
     replay_free(front->replay);
+    readers_free(front->readers);
     publisher_free(front->publisher);
     listener_free(front->listener);
     ring_free(front->ring);
@@ -235,6 +247,7 @@ struct client {
     size_t chunk_left; /* bytes of it still to come, but for its CRLF */
     bool last_chunk;   /* the body has come to its proper end, and nothing behind it */
     bool eof;          /* the connection has been closed, or reset */
+    bool checkpoint;   /* one follows the greeting: it came without an id */
 };
 
 /* A receive buffer of so many bytes makes a slow reader of it; 0: as the system has it. */
@@ -379,30 +392,43 @@ FRONT_UNUSED static void client_read_all(struct client *client)
     client_look(client);
 }
 
-/* Subscribes, and reads the greeting away: the header is checked, the body begins anew. */
+/* How long the greeting is: ":\nretry: 2000\n", and the checkpoint behind it; 0 while it is
+ * not all there. */
+FRONT_UNUSED static size_t client_greeting_len(const struct client *client)
+{
+    static const char end[] = "\nevent: checkpoint\ndata:\n\n";
+    const char *body = client->body.data;
+
+    assert_memory_equal(body, ":\nretry: ", MIN(client->body.len, (size_t)9));
+    if (client->body.len <= 9 || strchr(body + 9, '\n') == NULL)
+        return 0;
+    const size_t digits = strspn(body + 9, "0123456789");
+    assert_true(digits == 4 && body[9 + digits] == '\n');
+    if (!client->checkpoint)
+        return 9 + digits + 1;
+
+    const char *id = body + 9 + digits + 1;
+    const size_t left = client->body.len - (size_t)(id - body);
+    assert_memory_equal(id, "id: ", MIN(left, (size_t)4));
+    const size_t id_len = left > 4 ? 4 + strspn(id + 4, "0123456789") : left;
+    assert_memory_equal(id + id_len, end, MIN(left - id_len, strlen(end)));
+    return left < id_len + strlen(end) ? 0 : (size_t)(id - body) + id_len + strlen(end);
+}
+
+/* Subscribes, and reads until the greeting is there. Who has no id gets one with it, as soon
+ * as it is known where it is. */
 FRONT_UNUSED static void client_subscribe(struct client *client,
                                           const struct front *front, int rcvbuf,
                                           const char *request)
 {
     client_dial(client, front, rcvbuf);
+    client->checkpoint = front->started && strcasestr(request, "last") == NULL;
     client_say(client, request, strlen(request));
-    do {
-        client_read_body(client, 3);
-    } while (strchr(client->body.data, 'r') == NULL ||
-             strchr(strchr(client->body.data, 'r'), '\n') == NULL);
+    client_read_body(client, 1);
+    while (client_greeting_len(client) == 0)
+        client_read_body(client, client->body.len + 1);
     if (strncmp(client->raw.data, "HTTP/1.1 200 OK\r\n", 17) != 0)
         fail_msg("%s", client->raw.data);
-}
-
-/* How long the greeting is: ":\nretry: 2000\n". */
-FRONT_UNUSED static size_t client_greeting_len(const struct client *client)
-{
-    const char *body = client->body.data;
-
-    assert_memory_equal(body, ":\nretry: ", 9);
-    const size_t digits = strspn(body + 9, "0123456789");
-    assert_true(digits == 4 && body[9 + digits] == '\n');
-    return 9 + digits + 1;
 }
 
 /* Reads so much as is wanted, and compares byte by byte; nothing may have come behind it. */
@@ -411,7 +437,9 @@ FRONT_UNUSED static void client_expect(struct client *client, const struct buf *
     const size_t greeting = client_greeting_len(client);
 
     client_read_body(client, greeting + wanted->len);
-    assert_int_equal(client->body.len, greeting + wanted->len);
+    if (client->body.len > greeting + wanted->len)
+        fail_msg("%zu bytes too many: %.300s", client->body.len - greeting - wanted->len,
+                 client->body.data + greeting);
     if (wanted->len == 0)
         return;
     if (memcmp(client->body.data + greeting, wanted->data, wanted->len) != 0)
