@@ -288,15 +288,16 @@ static enum step take_step(struct catchup *catchup, struct stream *stream)
 {
     struct ring_reader *reader = catchup->settings.reader;
     enum step step = STEP_ASK;
-    uint64_t position;
+    uint64_t position, now;
 
     if (stream->place == STREAM_AT_NOW) {
         if (!ring_now(reader, &stream->seq))
             return STEP_WAIT;
         stream->place = STREAM_AT_SEQ;
     }
+    /* Not before the ring has started: until then it has no floor for the question. */
     if (stream->place == STREAM_AT_EARLIEST || stream->place == STREAM_AT_LAST)
-        return STEP_ASK;
+        return ring_now(reader, &now) ? STEP_ASK : STEP_WAIT;
 
     ring_enter(reader);
     switch (ring_find(reader, stream->seq, &position)) {

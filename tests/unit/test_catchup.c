@@ -126,11 +126,39 @@ static void an_id_younger_than_a_question_is_not_of_the_future(void **state)
     front_close(&world->front);
 }
 
+/* Before the listener has been there: nothing is known yet, but there is a table. */
+static void who_comes_before_the_ring_has_started_gets_what_it_asked_for(void **state)
+{
+    static const char *const requests[] = {
+        GET("?last_event_id=earliest"), GET("?last=5"),
+        "GET /events?last=4 HTTP/1.0\r\n\r\n", GET_AFTER("1")};
+    struct world *world = *state;
+    struct client clients[ARRAY_SIZE(requests)];
+    CLEANUP(buf_done) struct buf five = BUF_EMPTY, four = BUF_EMPTY;
+
+    commit_bytes(world, "events", 10, &five);
+    for (int i = 0; i < 4; i++)
+        commit_bytes(world, "events", 10, &four);
+    (void)buf_add(&five, four.data, four.len);
+    open_front(world, (struct front_settings){.not_started = true});
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++)
+        client_subscribe(&clients[i], &world->front, 0, requests[i]);
+    usleep(300000);
+    ring_start(world->front.ring, 5, 5);
+    ring_wake(world->front.ring);
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++) {
+        client_expect(&clients[i], i < 2 ? &five : &four);
+        client_hang_up(&clients[i]);
+    }
+    front_close(&world->front);
+}
+
 int main(void)
 {
 #define WITH_PG(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         WITH_PG(an_id_younger_than_a_question_is_not_of_the_future),
+        WITH_PG(who_comes_before_the_ring_has_started_gets_what_it_asked_for),
     };
     return cmocka_run_group_tests_name("catchup", tests, NULL, NULL);
 }
