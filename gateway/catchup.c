@@ -262,8 +262,10 @@ static enum step send_from(struct catchup *catchup, struct stream *stream,
     uint64_t seq = stream->seq;
     size_t count = 0;
 
-    if (position > owner->position)
-        return STEP_WAIT; /* the shard has yet to read so far */
+    /* The shard has yet to read so far: also when the table was ahead, and what broke off is
+     * the ring's next. */
+    if (position > owner->position || (position == owner->position && stream->offset > 0))
+        return STEP_WAIT;
     const enum ring_result result = collect(catchup, stream, position, &count, &seq);
     if (result == RING_LAGGED)
         return STEP_ASK;

@@ -38,6 +38,10 @@ static void open_front(struct world *world, struct front_settings settings)
     front_open(&world->front, &settings);
 }
 
+static uint64_t counter(const struct world *world, enum stats_counter which)
+{
+    return stats_counter_value(world->front.stats, which);
+}
 
 static int64_t gauge(const struct world *world, enum stats_gauge which)
 {
@@ -86,10 +90,9 @@ static void ring_follows(struct world *world)
 
 static long long waiting_for_a_lock(struct world *world)
 {
-    return pg_number(world->pg.admin,
-                     "SELECT count(*) FROM pg_stat_activity WHERE "
-                     "application_name = 'pg-sse-gateway/reader' AND "
-                     "wait_event_type = 'Lock'");
+    return pg_number(world->pg.admin, "SELECT count(*) FROM pg_stat_activity WHERE "
+                                      "application_name = 'pg-sse-gateway/reader' AND "
+                                      "wait_event_type = 'Lock'");
 }
 
 /* -- */
@@ -129,9 +132,9 @@ static void an_id_younger_than_a_question_is_not_of_the_future(void **state)
 /* Before the listener has been there: nothing is known yet, but there is a table. */
 static void who_comes_before_the_ring_has_started_gets_what_it_asked_for(void **state)
 {
-    static const char *const requests[] = {
-        GET("?last_event_id=earliest"), GET("?last=5"),
-        "GET /events?last=4 HTTP/1.0\r\n\r\n", GET_AFTER("1")};
+    static const char *const requests[] = {GET("?last_event_id=earliest"), GET("?last=5"),
+                                           "GET /events?last=4 HTTP/1.0\r\n\r\n",
+                                           GET_AFTER("1")};
     struct world *world = *state;
     struct client clients[ARRAY_SIZE(requests)];
     CLEANUP(buf_done) struct buf five = BUF_EMPTY, four = BUF_EMPTY;
@@ -153,12 +156,39 @@ static void who_comes_before_the_ring_has_started_gets_what_it_asked_for(void **
     front_close(&world->front);
 }
 
+/* The table is ahead of the ring, whose next event is the one that broke off. */
+static void a_frame_broken_ahead_of_the_ring_goes_on(void **state)
+{
+    struct world *world = *state;
+    struct client slow;
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+
+    commit_bytes(world, "events", 10, NULL);
+    commit_bytes(world, "events", 10, NULL);
+    commit_bytes(world, "events", 5 * MIB, &wanted);
+    open_front(world, (struct front_settings){.seq = 1});
+    client_subscribe(&slow, &world->front, SMALL_RCVBUF, GET_AFTER("2"));
+    WAIT_FOR(counter(world, STATS_REPLAY_EVENTS) == 1);
+    client_read_body(&slow, 1000);
+    /* Event 2 into the ring: 3 is where it breaks off. */
+    front_push(&world->front, "events", "message", "\"xxxxxxxxxx\"", 12, NULL);
+    ring_wake(world->front.ring);
+    while (client_take(&slow, SIZE_MAX, 100))
+        assert_false(slow.eof);
+    commit_bytes(world, "events", 10, &wanted);
+    ring_follows(world);
+    client_expect(&slow, &wanted);
+    client_hang_up(&slow);
+    front_close(&world->front);
+}
+
 int main(void)
 {
 #define WITH_PG(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         WITH_PG(an_id_younger_than_a_question_is_not_of_the_future),
         WITH_PG(who_comes_before_the_ring_has_started_gets_what_it_asked_for),
+        WITH_PG(a_frame_broken_ahead_of_the_ring_goes_on),
     };
     return cmocka_run_group_tests_name("catchup", tests, NULL, NULL);
 }
