@@ -404,10 +404,15 @@ static void a_missing_schema_says_what_to_do(void **state)
     assert_int_equal(database_check_schema(database, 1, in_msec(3000), &err), -EIO);
     assert_non_null(strstr(err.text, "pg-sse-gateway migrate up"));
     pg_migrate(pg);
-    assert_int_equal(database_check_schema(database, 1, in_msec(3000), &err), 0);
-    assert_int_equal(database_check_schema(database, 2, in_msec(3000), &err), -EIO);
-    assert_string_equal(err.text, "the database's schema is at version 1, this program "
-                                  "needs 2; run: pg-sse-gateway migrate up");
+    assert_int_equal(
+        database_check_schema(database, MIGRATE_SCHEMA_VERSION, in_msec(3000), &err), 0);
+    assert_int_equal(database_check_schema(database, 99, in_msec(3000), &err), -EIO);
+    char text[160];
+    snprintf(text, sizeof(text),
+             "the database's schema is at version %d, this program needs 99; run: "
+             "pg-sse-gateway migrate up",
+             MIGRATE_SCHEMA_VERSION);
+    assert_string_equal(err.text, text);
     assert_int_equal(database_check_schema(database, 0, in_msec(3000), &err), -EIO);
     assert_non_null(strstr(err.text, "newer than the 0 that this program knows"));
     database_free(database);
