@@ -33,6 +33,7 @@ enum type {
     TYPE_COUNT,  /* uint64_t */
     TYPE_BYTES,  /* uint64_t */
     TYPE_USEC,   /* uint64_t */
+    TYPE_USEC_0, /* uint64_t; 0 is allowed beside what is between the limits */
     TYPE_LEVEL,  /* enum log_level */
 };
 
@@ -63,6 +64,8 @@ static const struct setting settings[] = {
     {"database", "password_file", TYPE_TEXT, PLACE(database, password_file), "", 0, 0},
     {"database", "migrate_on_start", TYPE_FLAG, PLACE(database, migrate_on_start), "no", 0, 1},
     {"database", "migrations_dir", TYPE_TEXT, PLACE(database, migrations_dir), "", 0, 0},
+
+    {"events", "retention", TYPE_USEC_0, PLACE(events, retention_usec), "0", SEC, 3650 * DAY},
 
     {"stream", "heartbeat", TYPE_USEC, PLACE(stream, heartbeat_usec), "15s", SEC / 10, HOUR},
     {"stream", "retry", TYPE_USEC, PLACE(stream, retry_usec), "2s", SEC / 100, HOUR},
@@ -191,10 +194,12 @@ static int parse_value(const struct setting *setting, const char *text,
         code = units_parse_bytes(text, &number);
         break;
     case TYPE_USEC:
+    case TYPE_USEC_0:
         code = units_parse_usec(text, &number);
         break;
     }
-    if (code == 0 && (number < setting->min || number > setting->max))
+    bool zero = setting->type == TYPE_USEC_0 && number == 0;
+    if (code == 0 && !zero && (number < setting->min || number > setting->max))
         code = -ERANGE;
     if (code == 0)
         *ret_number = number;
@@ -226,9 +231,11 @@ static void describe_allowed(const struct setting *setting, char *text, size_t s
         snprintf(text, size, "a size from %s to %s, in KiB, MiB or GiB", min, max);
         break;
     case TYPE_USEC:
+    case TYPE_USEC_0:
         units_format_usec(setting->min, min);
         units_format_usec(setting->max, max);
-        snprintf(text, size, "a duration from %s to %s, in ms, s, min, h or d", min, max);
+        snprintf(text, size, "%sa duration from %s to %s, in ms, s, min, h or d",
+                 setting->type == TYPE_USEC_0 ? "0, or " : "", min, max);
         break;
     }
 }
@@ -261,6 +268,7 @@ static int store_value(struct config *config, const struct setting *setting,
     case TYPE_COUNT:
     case TYPE_BYTES:
     case TYPE_USEC:
+    case TYPE_USEC_0:
         *(uint64_t *)place = number;
         break;
     case TYPE_LEVEL:
@@ -625,6 +633,7 @@ static void print_value(const struct config *config, const struct setting *setti
         buf_add_text(text, with_unit);
         break;
     case TYPE_USEC:
+    case TYPE_USEC_0:
         units_format_usec(*(const uint64_t *)place, with_unit);
         buf_add_text(text, with_unit);
         break;

@@ -41,6 +41,9 @@ struct config {
         char *migrations_dir;
     } database;
     struct {
+        uint64_t retention_usec; /* 0: for ever */
+    } events;
+    struct {
         uint64_t heartbeat_usec;
         uint64_t retry_usec;
         uint64_t max_age_usec; /* 0: never */

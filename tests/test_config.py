@@ -34,8 +34,8 @@ def test_check_config_prints_every_setting(command):
     assert setting(text, "stream", "heartbeat") == "7s"
     assert setting(text, "limits", "body") == "4MiB"
     for name in ("http.listen", "http.static_dir", "http.cors_origins", "database.dsn",
-                 "database.listen_dsn", "database.migrate_on_start", "stream.retry",
-                 "stream.max_age", "stream.idle_close", "ring.bytes", "limits.connections",
+                 "database.listen_dsn", "database.migrate_on_start", "events.retention",
+                 "stream.retry", "stream.max_age", "stream.idle_close", "ring.bytes", "limits.connections",
                  "limits.header", "server.shards", "server.drain"):
         setting(text, *name.split("."))
 
@@ -157,6 +157,7 @@ def test_libpqs_own_variables_are_enough_to_serve(pg, gateway_factory):
     ("[stream]\nheartbeat = 5 parsecs\n", 2, "heartbeat"),
     ("[stream]\nheartbeat = -1s\n", 2, "heartbeat"),
     ("[stream]\nheartbeat = 99999999999999999999999s\n", 2, "heartbeat"),
+    ("[events]\nretention = 200ms\n", 2, "0, or a duration from 1s to 3650d"),
     ("[limits]\nbody = big\n", 2, "body"),
     ("[limits]\nbody = 1KB\n", 2, "body"),
     ("[limits]\nconnections = 0\n", 2, "connections"),

@@ -170,6 +170,27 @@ static void command_line_over_environment_over_ini_over_default(void **state)
     config_free(config);
 }
 
+static void how_long_events_are_kept_is_never_or_a_second_and_more(void **state)
+{
+    static const struct {
+        const char *ini;
+        uint64_t usec;
+    } cases[] = {
+        {"", 0},
+        {"[events]\nretention = 0\n", 0},
+        {"[events]\nretention = 0s\n", 0},
+        {"[events]\nretention = 1s\n", USEC_PER_SEC},
+        {"[events]\nretention = 3650d\n", 3650 * 86400 * USEC_PER_SEC},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct config *config = load(cases[i].ini, nothing);
+        assert_int_equal(config->events.retention_usec, cases[i].usec);
+        config_free(config);
+    }
+}
+
 static void a_mistake_in_the_file_is_named_with_its_line(void **state)
 {
     (void)state;
@@ -177,17 +198,23 @@ static void a_mistake_in_the_file_is_named_with_its_line(void **state)
                    ":4: unknown key 'lisen' in [http]; there are listen, static_dir, "
                    "cors_origins");
     assert_refused("[strem]\n", nothing,
-                   ":1: unknown section [strem]; there are [http] [database] [stream] "
-                   "[ring] [limits] [server] [log]");
+                   ":1: unknown section [strem]; there are [http] [database] [events] "
+                   "[stream] [ring] [limits] [server] [log]");
     assert_refused("[strem]\nretry = 1s\n", nothing,
-                   ":1: unknown section [strem]; there are [http] [database] [stream] "
-                   "[ring] [limits] [server] [log]");
+                   ":1: unknown section [strem]; there are [http] [database] [events] "
+                   "[stream] [ring] [limits] [server] [log]");
     assert_refused("[stream]\nheartbeat = 15 parsecs\n", nothing,
                    ":2: [stream] heartbeat = '15 parsecs': must be a duration from 100ms "
                    "to 1h, in ms, s, min, h or d");
     assert_refused("[stream]\nheartbeat = 15\n", nothing,
                    ":2: [stream] heartbeat = '15': must be a duration from 100ms to 1h, "
                    "in ms, s, min, h or d");
+    assert_refused("[events]\nretention = 999ms\n", nothing,
+                   ":2: [events] retention = '999ms': must be 0, or a duration from 1s "
+                   "to 3650d, in ms, s, min, h or d");
+    assert_refused("[events]\nretention = 3651d\n", nothing,
+                   ":2: [events] retention = '3651d': must be 0, or a duration from 1s "
+                   "to 3650d, in ms, s, min, h or d");
     assert_refused("[limits]\nbody = 1GiB\n", nothing,
                    ":2: [limits] body = '1GiB': must be a size from 1KiB to 64MiB, in "
                    "KiB, MiB or GiB");
@@ -439,6 +466,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(without_a_word_the_defaults_hold),
         cmocka_unit_test(a_setting_of_each_kind_is_read),
+        cmocka_unit_test(how_long_events_are_kept_is_never_or_a_second_and_more),
         cmocka_unit_test(an_indented_line_is_a_line_of_its_own),
         cmocka_unit_test(a_line_may_be_very_long),
         cmocka_unit_test(command_line_over_environment_over_ini_over_default),
