@@ -13,6 +13,7 @@ MODULES := \
     mailbox poller event json sse ring channels wheel \
     units secret inifile config sockets service \
     dsn database retry sqlfile migrate listener batch publisher readers lookup replay \
+    retention \
     connection lobby stream catchup fanout shard \
     request page exchange events http \
     healthcheck serve main

@@ -16,6 +16,7 @@
 #include "publisher.h"
 #include "readers.h"
 #include "replay.h"
+#include "retention.h"
 #include "ring.h"
 #include "serve.h"
 #include "service.h"
@@ -64,6 +65,7 @@ struct serve {
     struct publisher *publisher;
     struct readers *readers;
     struct replay *replay;
+    struct retention *retention;
     struct page *page;
     struct http *http;
     struct shards *shards;
@@ -224,8 +226,15 @@ static int build_doors(struct serve *serve, struct err *err)
         .stats = serve->stats,
         .bytes_max = REPLAY_BYTES_MAX,
     });
+    serve->retention = retention_new(&(struct retention_settings){
+        .dsn = config->database.dsn,
+        .password = config->database.password,
+        .schema_version = MIGRATE_SCHEMA_VERSION,
+        .events_usec = config->events.retention_usec,
+        .stats = serve->stats,
+    });
     if (serve->listener == NULL || serve->publisher == NULL || serve->readers == NULL ||
-        serve->replay == NULL)
+        serve->replay == NULL || serve->retention == NULL)
         return err_set(err, -ENOMEM, "no memory for the database's threads");
     return 0;
 }
@@ -316,6 +325,8 @@ static int start(struct serve *serve, struct err *err)
     if (result == 0)
         result = listener_start(serve->listener, err);
     if (result == 0)
+        result = retention_start(serve->retention, err);
+    if (result == 0)
         result = shards_start(serve->shards, err);
     if (result < 0)
         return result;
@@ -350,9 +361,10 @@ static void tell_state(struct serve *serve)
         service_status("%s", status.reason);
 }
 
+/* A thread that is not wanted (NULL) is not missed. */
 static bool is_alive(const struct thread *thread, uint64_t since_usec)
 {
-    return thread_last_beat(thread) >= since_usec;
+    return thread == NULL || thread_last_beat(thread) >= since_usec;
 }
 
 static void feed_watchdog(const struct serve *serve)
@@ -361,7 +373,8 @@ static void feed_watchdog(const struct serve *serve)
     const uint64_t doors_since = now - MIN(now, DOOR_STUCK_USEC);
     const uint64_t shards_since = now - MIN(now, SHARD_STUCK_USEC);
     bool alive = is_alive(listener_thread(serve->listener), doors_since) &&
-                 is_alive(publisher_thread(serve->publisher), doors_since);
+                 is_alive(publisher_thread(serve->publisher), doors_since) &&
+                 is_alive(retention_thread(serve->retention), doors_since);
 
     for (unsigned i = 0; i < readers_count(serve->readers); i++)
         alive = alive && is_alive(readers_thread(serve->readers, i), doors_since);
@@ -441,6 +454,7 @@ static void stop(struct serve *serve)
     (void)!write(serve->stop_fd, &one, sizeof(one));
     publisher_stop(serve->publisher, USEC_PER_SEC);
     readers_stop(serve->readers);
+    retention_stop(serve->retention);
     listener_stop(serve->listener);
     shards_stop(serve->shards);
 }
@@ -450,6 +464,7 @@ static void take_down(struct serve *serve)
     shards_free(serve->shards);
     http_free(serve->http);
     page_free(serve->page);
+    retention_free(serve->retention);
     replay_free(serve->replay);
     readers_free(serve->readers);
     publisher_free(serve->publisher);

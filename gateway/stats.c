@@ -67,6 +67,8 @@ static const struct figure counters[STATS_COUNTER_COUNT] = {
                                       "Notifications received."},
     [STATS_LISTENER_FETCHES] = {"listener_fetches_total", NULL,
                                 "Queries for new events."},
+    [STATS_EVENTS_PURGED] = {"events_purged_total", NULL,
+                             "Events deleted by this gateway because of their age."},
 };
 
 static const struct figure gauges[STATS_GAUGE_COUNT] = {
@@ -84,6 +86,8 @@ static const struct figure gauges[STATS_GAUGE_COUNT] = {
                                  "Streams that go on from the table."},
     [STATS_PUBLISH_WAITING] = {"publish_waiting_events", NULL,
                                "Events that wait for their batch."},
+    [STATS_PURGED_SEQ] = {"purged_seq", NULL,
+                          "Highest number deleted, as of the last look of retention."},
 };
 
 static const struct figure histograms[STATS_HISTOGRAM_COUNT] = {

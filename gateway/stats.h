@@ -43,6 +43,7 @@ enum stats_counter {
     STATS_LISTENER_CONNECTS,
     STATS_LISTENER_NOTIFICATIONS,
     STATS_LISTENER_FETCHES,
+    STATS_EVENTS_PURGED, /* deleted by this gateway because of their age */
     STATS_COUNTER_COUNT
 };
 
@@ -57,6 +58,7 @@ enum stats_gauge {
     STATS_STREAMS_BEHIND,    /* likewise: not up to date */
     STATS_STREAMS_REPLAYING, /* likewise: of these, going on from the table */
     STATS_PUBLISH_WAITING,   /* events waiting for their batch */
+    STATS_PURGED_SEQ,        /* ids below it can no longer be resumed from exactly */
     STATS_GAUGE_COUNT
 };
 

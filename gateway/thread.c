@@ -26,6 +26,8 @@ static const char *kind_word(enum thread_kind kind)
         return "publisher";
     case THREAD_READER:
         return "reader";
+    case THREAD_RETENTION:
+        return "retention";
     case THREAD_SHARD:
         return "shard";
     }

@@ -6,6 +6,7 @@
  *   listener    the LISTEN connection, the sweep           PostgreSQL
  *   publisher   the batch in flight                        PostgreSQL
  *   reader/N    stored events, one by one or in pages      PostgreSQL
+ *   retention   deletes what is old, in batches            PostgreSQL
  *   shard/N     its connections, its epoll, its index      its epoll only
  *
  * Between threads: the ring (listener to shards), one mailbox a thread (everything else).
@@ -28,6 +29,7 @@ enum thread_kind {
     THREAD_LISTENER,
     THREAD_PUBLISHER,
     THREAD_READER,
+    THREAD_RETENTION,
     THREAD_SHARD,
 };
 
