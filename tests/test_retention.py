@@ -229,6 +229,13 @@ def test_a_role_with_the_right_to_delete_needs_no_other(pg, cluster):
 # -- the migration --------------------------------------------------------------------------
 
 
+def take_back(pg, command):
+    """To the schema without retention."""
+    while pg.value("SELECT max(version) FROM gateway.migrations") >= 2:
+        assert command("migrate", "down", settings={"database.dsn": pg.dsn}).returncode == 0
+    assert pg.value("SELECT to_regclass('gateway.purges')") is None
+
+
 @pytest.mark.parametrize("before, known", [
     ("SELECT 1", None),
     ("DELETE FROM gateway.events WHERE seq <= 30", 30),
@@ -238,15 +245,33 @@ def test_a_role_with_the_right_to_delete_needs_no_other(pg, cluster):
     ("UPDATE gateway.events SET seq = NULL WHERE seq = 40", 40),
 ])
 def test_what_was_deleted_before_the_migration_is_found(pg, command, before, known):
-    settings = {"database.dsn": pg.dsn}
-    while pg.value("SELECT max(version) FROM gateway.migrations") >= 2:
-        assert command("migrate", "down", settings=settings).returncode == 0
-    assert pg.value("SELECT to_regclass('gateway.purges')") is None
+    take_back(pg, command)
     add(pg, 100)
     pg.execute(before)
-    done = command("migrate", "up", settings=settings)
+    done = command("migrate", "up", settings={"database.dsn": pg.dsn})
     assert done.returncode == 0, done.stderr
     assert floor(pg) == known
+
+
+def test_the_migration_does_not_hold_up_writers_for_long(pg, command):
+    """It waits for a transaction that has written an event; who comes after waits for it."""
+    take_back(pg, command)
+    with pg.connect() as slow:
+        slow.execute("INSERT INTO gateway.events (data) VALUES ('1')")
+        done = []
+        thread = threading.Thread(target=lambda: done.append(
+            command("migrate", "up", settings={"database.dsn": pg.dsn})))
+        thread.start()
+        wait_until(lambda: pg.value("SELECT count(*) FROM pg_stat_activity WHERE"
+                                    " wait_event_type = 'Lock' AND datname = current_database()"),
+                   "the migration waits")
+        pg.execute("SET statement_timeout = '20s'")
+        pg.publish("c", "2")
+        thread.join(scaled(30))
+        assert done[0].returncode == 1 and "lock timeout" in done[0].stderr
+        slow.commit()
+    assert command("migrate", "up", settings={"database.dsn": pg.dsn}).returncode == 0
+    assert floor(pg) is None
 
 
 def test_a_database_without_events_begins_with_nothing_lost(pg):
