@@ -305,6 +305,7 @@ static enum step take_step(struct catchup *catchup, struct stream *stream)
     switch (ring_find(reader, stream->seq, &position)) {
     case RING_FOUND:
         stream->place = STREAM_AT_SEQ;
+        stream->in_vain = false;
         set_replays(catchup, stream, false);
         step = send_from(catchup, stream, position);
         break;
@@ -312,8 +313,10 @@ static enum step take_step(struct catchup *catchup, struct stream *stream)
         step = STEP_WAIT;
         break;
     case RING_AHEAD:
-        /* On its way to the ring; or nobody has ever had that id. */
+        /* On its way to the ring; or nobody has ever had that id. Or it has just come. */
         step = is_to_come(reader, stream) ? STEP_WAIT : STEP_ASK;
+        if (stream->seq <= catchup->settings.owner->seq)
+            step = STEP_MORE;
         break;
     case RING_TOO_OLD:
         break;
@@ -402,6 +405,11 @@ static void send_page(struct catchup *catchup, struct stream *stream,
 {
     size_t count = 0;
 
+    stream->in_vain = page->through <= stream->seq;
+    if (stream->in_vain) {
+        catchup_go_on(catchup, stream);
+        return;
+    }
     for (size_t i = 0; i < page->count; i++) {
         if (page->frames[i]->seq > stream->seq && takes(stream, page->frames[i]))
             catchup->frames[count++] = page->frames[i];
@@ -412,8 +420,7 @@ static void send_page(struct catchup *catchup, struct stream *stream,
             stream_set_waits(stream, false);
         return;
     }
-    stream->in_vain = page->through <= stream->seq;
-    stream->seq = MAX(stream->seq, page->through);
+    stream->seq = page->through;
     catchup_go_on(catchup, stream);
 }
 

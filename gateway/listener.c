@@ -64,7 +64,8 @@ struct listener {
     size_t unannounced_bytes; /* [listener] pushed since the readers were woken */
     uint64_t look_usec;       /* [listener] when to look again */
     char identity[128]; /* [listener] of the table's life; "" before the first look */
-    uint64_t base;      /* [listener] its numbers begin above */
+    uint64_t purged; /* [listener] the newest event that was deleted, at the last look */
+    uint64_t base;   /* [listener] its numbers begin above */
     uint64_t straggler_usec; /* [listener] when to look for stragglers again */
     struct retry retry;      /* [listener] */
 
@@ -164,6 +165,11 @@ static int sweep(struct listener *listener, struct err *err)
     return 0;
 }
 
+static uint64_t read_number(const PGresult *row, int column)
+{
+    return strtoull(PQgetvalue(row, 0, column), NULL, 10);
+}
+
 static int64_t read_int64(const PGresult *row, int column)
 {
     uint64_t network;
@@ -191,8 +197,11 @@ static int push_row(void *argument, const PGresult *row)
         .data_len = (size_t)PQgetlength(row, 0, 3),
     };
     int64_t age_usec = read_int64(row, 4);
+    uint64_t purged = (uint64_t)read_int64(row, 5);
 
-    if (is_other_life(event.seq, listener->last_seq))
+    /* What was deleted may have been between what was seen last and this one. */
+    if (is_other_life(event.seq, listener->last_seq) ||
+        (listener->fetched == 0 && purged > listener->last_seq))
         return -ESTALE;
     /* An event that has no room now is asked for again, never left out. */
     struct sse_frame *frame = sse_frame_new(&event);
@@ -218,6 +227,13 @@ static int push_row(void *argument, const PGresult *row)
     return 0;
 }
 
+/* find_place() sees what it is, and tells. */
+static int events_are_missing(struct err *err)
+{
+    return err_set(err, -ESTALE,
+                   "events are missing from the table that have not been seen yet");
+}
+
 /* One page of what is newer than the newest in the ring. */
 static int fetch(struct listener *listener, struct err *err)
 {
@@ -228,9 +244,11 @@ static int fetch(struct listener *listener, struct err *err)
     const int lengths[] = {sizeof(after)}, formats[] = {1};
     size_t events, bytes;
     struct database_query query = {
-        .sql = "SELECT e.seq, e.channel, e.type, e.data, CAST(1000000 * "
-               "EXTRACT(epoch FROM pg_catalog.clock_timestamp() - e.created_at) AS int8) "
-               "FROM gateway.events e WHERE e.seq > $1 ORDER BY e.seq LIMIT 500",
+        .sql =
+            "SELECT e.seq, e.channel, e.type, e.data, CAST(1000000 * "
+            "EXTRACT(epoch FROM pg_catalog.clock_timestamp() - e.created_at) AS int8), "
+            "(SELECT coalesce(max(p.seq), 0) FROM gateway.purges p) "
+            "FROM gateway.events e WHERE e.seq > $1 ORDER BY e.seq LIMIT 500",
         .count = 1,
         .types = types,
         .values = values,
@@ -256,7 +274,7 @@ static int fetch(struct listener *listener, struct err *err)
         return err_set(err, r, "no memory for event %llu",
                        (unsigned long long)listener->last_seq + 1);
     if (r == -ESTALE)
-        return err_set(err, r, "the table of events has begun a new life");
+        return events_are_missing(err);
     if (r == -EIO)
         (void)database_schema_missing(database_sqlstate(listener->database), err);
     if (r < 0)
@@ -313,7 +331,8 @@ static int look(struct listener *listener, const char **ret_reason, struct err *
     int r = ask(listener,
                 "SELECT pg_catalog.pg_is_in_recovery(), "
                 "pg_catalog.current_setting('transaction_read_only') <> 'off', "
-                "pg_catalog.pg_notification_queue_usage(), i.identity, i.base "
+                "pg_catalog.pg_notification_queue_usage(), i.identity, i.base, "
+                "(SELECT coalesce(max(p.seq), 0) FROM gateway.purges p) "
                 "FROM gateway.incarnations i ORDER BY i.base DESC LIMIT 1",
                 QUERY_USEC, &result, err);
 
@@ -321,9 +340,9 @@ static int look(struct listener *listener, const char **ret_reason, struct err *
         return r;
     if (PQntuples(result) != 1)
         return err_set(err, -EPROTO, "the table gateway.incarnations is empty");
-    if (is_replaced(listener, PQgetvalue(result, 0, 3),
-                    strtoull(PQgetvalue(result, 0, 4), NULL, 10)))
+    if (is_replaced(listener, PQgetvalue(result, 0, 3), read_number(result, 4)))
         be_replaced(listener);
+    listener->purged = read_number(result, 5);
     bool standby = PQgetvalue(result, 0, 0)[0] == 't';
     bool read_only = PQgetvalue(result, 0, 1)[0] == 't';
     look_at_queue(listener, strtod(PQgetvalue(result, 0, 2), NULL));
@@ -337,22 +356,30 @@ static int look(struct listener *listener, const char **ret_reason, struct err *
 
 /* ---- a new connection ---- */
 
-/* The newest event there is, and where a ring that begins now would begin: with the newest of
- * this life, so that those who come back after a restart are served without a query each. */
-static int read_ends(struct listener *listener, uint64_t *ret_newest,
-                     uint64_t *ret_recent, struct err *err)
+/* How things stand in the table. */
+struct ends {
+    uint64_t newest; /* event there is */
+    uint64_t purged; /* the newest that was deleted */
+    uint64_t
+        recent; /* where a ring that begins now would begin: with the newest of this life,
+                        so that those who come back after a restart cost no query each */
+};
+
+static int read_ends(struct listener *listener, struct ends *ret_ends, struct err *err)
 {
     CLEANUP(database_clear) PGresult *result = NULL;
-    char sql[128];
+    char sql[200];
 
     (void)snprintf(sql, sizeof(sql),
-                   "SELECT gateway.newest_seq(), gateway.recent_after(%d, %zu)",
+                   "SELECT gateway.newest_seq(), gateway.recent_after(%d, %zu), "
+                   "(SELECT coalesce(max(p.seq), 0) FROM gateway.purges p)",
                    RECENT_EVENTS, listener->settings.recent_bytes);
     const int r = ask(listener, sql, QUERY_USEC, &result, err);
     if (r < 0)
         return r;
-    *ret_newest = strtoull(PQgetvalue(result, 0, 0), NULL, 10);
-    *ret_recent = strtoull(PQgetvalue(result, 0, 1), NULL, 10);
+    *ret_ends = (struct ends){.newest = read_number(result, 0),
+                              .recent = read_number(result, 1),
+                              .purged = read_number(result, 2)};
     return 0;
 }
 
@@ -367,44 +394,50 @@ static int tell_seen(struct listener *listener, struct err *err)
     return ask(listener, sql, SWEEP_USEC, NULL, err);
 }
 
-/* Another life of the table than that of the events in the ring. Some of those may be lost,
- * and others have been seen by other gateways' clients: who goes on from an id of the life
- * before asks the table. */
-static void begin_anew(struct listener *listener, uint64_t newest)
+/* Some of the events in the ring may be lost, or some after them were deleted before they were
+ * seen here. The ring begins anew: all who are up to date with it go on from the table, and
+ * are told there what is missing. */
+static void begin_anew(struct listener *listener, uint64_t newest, const char *why)
 {
-    log_warning("listener: the table of events has begun a new life (a failover, or a "
-                "restored dump); the newest event seen is %llu, the new ones begin above "
-                "%llu",
-                (unsigned long long)listener->last_seq, (unsigned long long)newest);
+    log_warning("listener: %s; the newest event seen is %llu, the newest there is %llu",
+                why, (unsigned long long)listener->last_seq, (unsigned long long)newest);
     listener->last_seq = newest;
     ring_restart(listener->settings.ring, newest);
     ring_wake(listener->settings.ring);
 }
 
+static void begin(struct listener *listener, const struct ends *ends)
+{
+    listener->started = true;
+    listener->last_seq = ends->recent;
+    listener->begun_seq = ends->newest;
+    ring_start(listener->settings.ring, ends->recent, ends->newest);
+    ring_wake(listener->settings.ring);
+    stats_gauge_set(listener->settings.stats, STATS_HEAD_SEQ, (int64_t)ends->recent);
+}
+
 /* From where this connection is to fetch. */
 static int find_place(struct listener *listener, struct err *err)
 {
-    uint64_t newest, recent;
-    int r = read_ends(listener, &newest, &recent, err);
+    struct ends ends;
+    int r = read_ends(listener, &ends, err);
 
-    if (r == 0 && listener->started && newest < listener->last_seq &&
+    if (r == 0 && listener->started && ends.newest < listener->last_seq &&
         listener->writable) {
         r = tell_seen(listener, err);
         if (r == 0)
-            r = read_ends(listener, &newest, &recent, err);
+            r = read_ends(listener, &ends, err);
     }
     if (r < 0)
         return r;
-    if (!listener->started) {
-        listener->started = true;
-        listener->last_seq = recent;
-        listener->begun_seq = newest;
-        ring_start(listener->settings.ring, recent, newest);
-        ring_wake(listener->settings.ring);
-        stats_gauge_set(listener->settings.stats, STATS_HEAD_SEQ, (int64_t)recent);
-    } else if (is_other_life(newest, listener->last_seq)) {
-        begin_anew(listener, newest);
-    }
+    if (!listener->started)
+        begin(listener, &ends);
+    else if (is_other_life(ends.newest, listener->last_seq))
+        begin_anew(listener, ends.newest,
+                   "the table of events has begun a new life (a failover, or a restored "
+                   "dump)");
+    else if (ends.purged > listener->last_seq)
+        begin_anew(listener, ends.newest, "events were deleted before they were seen");
     note_answer(listener);
     return 0;
 }
@@ -486,6 +519,8 @@ static int serve(struct listener *listener, struct err *err)
         listener->sweep_wanted = listener->fetch_wanted = true;
         listener->sweep_first = true;
         int r = look(listener, &reason, err);
+        if (r == 0 && listener->purged > listener->last_seq)
+            return events_are_missing(err);
         if (r == 0)
             set_status(listener, true, listener->writable, reason);
         return r;

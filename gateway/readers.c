@@ -62,6 +62,13 @@ static void put_back(struct readers *readers, struct reader_job *job)
     pthread_mutex_unlock(&readers->lock);
 }
 
+static void ring(struct readers *readers)
+{
+    static const uint64_t one = 1;
+
+    (void)!write(readers->bell_fd, &one, sizeof(one));
+}
+
 /* The first job of which is_so() says so, or NULL. */
 static struct reader_job *take_if(struct readers *readers,
                                   bool (*is_so)(const struct reader_job *job,
@@ -82,7 +89,11 @@ static struct reader_job *take_if(struct readers *readers,
         readers->waiting--;
         break;
     }
+    const bool more = found != NULL && readers->first != NULL;
     pthread_mutex_unlock(&readers->lock);
+    /* Whoever was woken for what is left may have found the bell silent already. */
+    if (more)
+        ring(readers);
     return found;
 }
 
@@ -239,7 +250,6 @@ static void run(void *argument)
 
 int readers_ask(struct readers *readers, struct reader_job *job)
 {
-    static const uint64_t one = 1;
     int code = 0;
 
     pthread_mutex_lock(&readers->lock);
@@ -253,7 +263,7 @@ int readers_ask(struct readers *readers, struct reader_job *job)
 
     /* The job is in the queue before the bell rings. */
     if (code == 0)
-        (void)!write(readers->bell_fd, &one, sizeof(one));
+        ring(readers);
     return code;
 }
 

@@ -4,7 +4,7 @@
  * Those who ask for the same stand in one queue; a queue is a job of the readers while
  * somebody stands in it. A page is begun at the lowest id in the queue that is above the
  * last page's end, then again from the lowest: like a lift, so that many who are spread over
- * a stretch cost each page of it once, and those at its end do not wait for ever.
+ * a stretch cost each page of it once. Whoever has waited for long comes first.
  */
 #include "replay.h"
 
@@ -32,6 +32,9 @@
  * until the next try. */
 #define FULL_USEC  (5 * USEC_PER_MSEC)
 #define STALE_USEC (100 * USEC_PER_MSEC)
+
+/* Who has waited so long has the next page, wherever the lift is. */
+#define PATIENCE_USEC (500 * USEC_PER_MSEC)
 
 /* So long a server may take to learn of an id: a standby lags. */
 #define LAG_USEC (3 * USEC_PER_SEC)
@@ -286,10 +289,14 @@ static struct replay_queue *keep_if_wanted(struct replay_queue *queue)
 /* Where the next page begins, and whether an answer was of no use to somebody before. */
 static uint64_t next_place(const struct replay_queue *queue, bool *ret_again)
 {
-    uint64_t lowest = UINT64_MAX, above = UINT64_MAX;
+    uint64_t lowest = UINT64_MAX, above = UINT64_MAX, oldest = 0, asked_usec = 0;
 
     *ret_again = false;
     pthread_mutex_lock(&queue->replay->lock);
+    if (queue->first != NULL) {
+        oldest = queue->first->after;
+        asked_usec = queue->first->asked_usec;
+    }
     for (const struct replay_request *request = queue->first; request != NULL;
          request = request->next) {
         lowest = MIN(lowest, request->after);
@@ -301,6 +308,8 @@ static uint64_t next_place(const struct replay_queue *queue, bool *ret_again)
 
     if (lowest == UINT64_MAX) /* everybody has left since: any page will do */
         return 0;
+    if (clock_usec() >= asked_usec + PATIENCE_USEC)
+        return oldest;
     return above != UINT64_MAX ? above : lowest;
 }
 
@@ -324,7 +333,8 @@ static bool answers(const struct replay_page *page, const struct replay_request 
            (request->after < page->through || page->through >= page->newest);
 }
 
-/* Takes those out of the queue whom the page answers, and answers them. False: nobody. */
+/* Takes those out of the queue whom the page answers, and answers them. False: it was of use
+ * to nobody who stands there. */
 static bool answer_with(struct replay_queue *queue, struct replay_page *page,
                         uint64_t begun_usec, bool standby)
 {
@@ -340,9 +350,9 @@ static bool answer_with(struct replay_queue *queue, struct replay_page *page,
         *tail = request;
         tail = &request->next;
     }
+    const bool any = answered != NULL || queue->first == NULL;
     pthread_mutex_unlock(&queue->replay->lock);
 
-    const bool any = answered != NULL;
     for (struct replay_request *request = answered; request != NULL; request = next) {
         next = request->next;
         atomic_fetch_add_explicit(&page->holders, 1, memory_order_relaxed);

@@ -16,7 +16,8 @@
  *   - done() comes exactly once for each request accepted, unless it was cancelled. While
  *     the database is away it does not come.
  *
- * Threads: ask and cancel from any; done() is called on a reader's thread and must not wait.
+ * Threads: ask and cancel from any; done() is called on a reader's thread, or within
+ * replay_ask() when the readers are being stopped, and must not wait.
  */
 #ifndef REPLAY_H
 #define REPLAY_H
@@ -83,7 +84,7 @@ struct replay *replay_new(const struct replay_settings *settings) MUST_CHECK;
 void replay_free(struct replay *replay); /* after readers_stop(), and all pages let go */
 
 /* `patterns`: names of channels, and prefixes with '*' behind them, one a line. `types`: for
- * REPLAY_LAST, one a line, "" for all. Both are copied. -ENOMEM, -ESHUTDOWN: not asked. */
+ * REPLAY_LAST, one a line, "" for all. Both are copied. -ENOMEM: not asked. */
 int replay_ask(struct replay *replay, struct replay_request *request,
                const char *patterns, const char *types) MUST_CHECK;
 

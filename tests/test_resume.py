@@ -3,6 +3,7 @@ missed; and where that cannot be, it is told so first."""
 
 import json
 import os
+import signal
 import subprocess
 import threading
 
@@ -325,6 +326,31 @@ def test_what_is_deleted_while_it_is_being_sent_is_told(pg, small):
         else:
             assert ids_of(stream, 100) == ids[3900:]
         assert got == ids[1:len(got) + 1], "up to there nothing is missing"
+
+
+@pytest.mark.parametrize("more", [True, False], ids=["and others follow", "and that was all"])
+def test_what_is_deleted_before_a_gateway_has_seen_it_is_told(pg, small, more):
+    first = small.publish("c", "1")
+    with small.subscribe("c", last_event_id=first) as stream:
+        small.wait_metric("pgsse_streams_behind", 0)
+        os.kill(small.pid, signal.SIGSTOP)
+        try:
+            pg.execute("BEGIN; SELECT gateway.publish_batch(ARRAY['c', 'c'], ARRAY['a', 'a'],"
+                       " ARRAY['2', '3']); COMMIT")
+            gone = numbered(pg, after=first)
+            pg.execute("DELETE FROM gateway.events WHERE seq > %s", (first,))
+            if more:
+                pg.execute("BEGIN; SELECT gateway.publish_batch(ARRAY['c'], ARRAY['a'],"
+                           " ARRAY['4']); COMMIT")
+        finally:
+            os.kill(small.pid, signal.SIGCONT)
+        notice = first_gap(stream)
+        assert notice == {"requested": first, "oldest": first, "reason": "expired"}
+        assert len(gone) == 2
+        if more:
+            assert stream.next_event().data == "4"
+        live = small.publish("c", "5")
+        assert stream.next_event().id == live
 
 
 def test_ids_from_a_lost_stretch_are_told(pg, cluster, gateway_factory):
