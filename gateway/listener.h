@@ -15,7 +15,7 @@
  *   - LISTEN is committed before the first catch-up query of a connection.
  *   - no query waits longer than its deadline: a frozen server or a silently dropped
  *     network is noticed within 10 s, the connection dropped and opened anew, the first
- *     time at once, then backing off with jitter up to 4 s.
+ *     time at once, then backing off with jitter up to a second.
  *
  * Threads: new, start, stop and free on main; listener_status() from any.
  */

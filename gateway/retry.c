@@ -10,7 +10,9 @@
 #include "log.h"
 
 #define FIRST_USEC   (50 * USEC_PER_MSEC)
-#define LONGEST_USEC (4 * USEC_PER_SEC)
+/* With its jitter less than a second: a database that is back is found within that time. A
+ * try costs a server that is not there nothing. */
+#define LONGEST_USEC (750 * USEC_PER_MSEC)
 #define PROVEN_USEC  USEC_PER_SEC
 #define RELOG_USEC   (60 * USEC_PER_SEC)
 
