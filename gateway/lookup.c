@@ -66,6 +66,10 @@ static int run(struct reader_job *job, struct database *database, struct err *er
         .values = values,
     };
 
+    if (lookup->seq > INT64_MAX) { /* no bigint: nobody was ever given it */
+        answer(lookup, LOOKUP_MISSING, "");
+        return 0;
+    }
     (void)snprintf(seq, sizeof(seq), "%llu", (unsigned long long)lookup->seq);
     int r =
         database_query(database, &query,
