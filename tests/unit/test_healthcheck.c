@@ -51,7 +51,7 @@ static int ask(struct server *server, uint64_t timeout_usec, char *text, size_t 
 
     assert_int_equal(sockets_open("127.0.0.1:0", &server->sockets, NULL), 0);
     sockets_describe(sockets_fd(server->sockets, 0), address);
-    assert_int_equal(thread_start(&server->thread, THREAD_REPLAY, 0, serve, server, NULL),
+    assert_int_equal(thread_start(&server->thread, THREAD_READER, 0, serve, server, NULL),
                      0);
     int code = healthcheck_run(address, timeout_usec, text, size, err);
     thread_join(&server->thread);
@@ -128,7 +128,7 @@ static void without_memory_it_says_so(void **state)
     (void)state;
     assert_int_equal(sockets_open("127.0.0.1:0", &server.sockets, NULL), 0);
     sockets_describe(sockets_fd(server.sockets, 0), address);
-    assert_int_equal(thread_start(&server.thread, THREAD_REPLAY, 0, serve, &server, NULL),
+    assert_int_equal(thread_start(&server.thread, THREAD_READER, 0, serve, &server, NULL),
                      0);
     failing_malloc_begin(1);
     int code = healthcheck_run(address, 5 * USEC_PER_SEC, NULL, 0, &err);

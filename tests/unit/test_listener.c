@@ -17,6 +17,8 @@ struct world {
     struct listener *listener;
     uint64_t position;
     uint64_t last_seq;
+    int restarts, restarts_wanted; /* of the ring, as seen by its reader */
+    size_t recent_bytes;
     int prepare_failures;
     _Atomic int changes;
 };
@@ -47,6 +49,7 @@ static void start(struct world *world, const char *dsn)
         .dsn = dsn,
         .schema_version = MIGRATE_SCHEMA_VERSION,
         .ring = world->ring,
+        .recent_bytes = world->recent_bytes,
         .stats = world->stats,
         .prepare = on_prepare,
         .changed = on_changed,
@@ -72,6 +75,14 @@ static bool reason_has(struct world *world, const char *text)
     return strstr(status.reason, text) != NULL;
 }
 
+/* Where the ring begins now: it has been restarted. In a round. */
+static void follow_restart(struct world *world)
+{
+    WAIT_FOR(ring_find(world->reader, ring_floor(world->reader), &world->position) ==
+             RING_FOUND);
+    world->restarts++;
+}
+
 /* Reads what is there; fails on anything doubled or out of order. Returns how many. */
 static int read_ring(struct world *world, char *ret_last_data, size_t size)
 {
@@ -80,7 +91,11 @@ static int read_ring(struct world *world, char *ret_last_data, size_t size)
     int count = 0;
 
     ring_enter(world->reader);
-    while ((result = ring_read(world->reader, &world->position, &frame)) == RING_FRAME) {
+    while ((result = ring_read(world->reader, &world->position, &frame)) != RING_EMPTY) {
+        if (result == RING_LAGGED) {
+            follow_restart(world);
+            continue;
+        }
         if (frame->seq <= world->last_seq)
             fail_msg("seq %llu after %llu", (unsigned long long)frame->seq,
                      (unsigned long long)world->last_seq);
@@ -91,7 +106,6 @@ static int read_ring(struct world *world, char *ret_last_data, size_t size)
                      frame->bytes + frame->body_offset);
     }
     ring_leave(world->reader);
-    assert_int_equal(result, RING_EMPTY);
     return count;
 }
 
@@ -100,6 +114,7 @@ static int wait_for_events(struct world *world, int wanted)
     int count = 0;
 
     WAIT_FOR((count += read_ring(world, NULL, 0)) >= wanted);
+    assert_int_equal(world->restarts, world->restarts_wanted);
     return count;
 }
 
@@ -361,31 +376,216 @@ static void large_events_come_as_they_went_in(void **state)
                     20000000, 20010000);
 }
 
-static _Atomic int lost_told;
+/* -- events that are not there any more -- */
 
-static void look_for_lost(enum log_level level, const char *line)
+#define LIFE ((uint64_t)1 << 40)
+
+static _Atomic int lives_told, deletions_told;
+
+static void look_for_losses(enum log_level level, const char *line)
 {
-    if (level == LOG_LEVEL_WARNING && strstr(line, "events have been lost") != NULL)
-        atomic_fetch_add_explicit(&lost_told, 1, memory_order_relaxed);
+    if (level != LOG_LEVEL_WARNING)
+        return;
+    if (strstr(line, "has begun a new life") != NULL)
+        atomic_fetch_add_explicit(&lives_told, 1, memory_order_relaxed);
+    if (strstr(line, "deleted before they were seen") != NULL)
+        atomic_fetch_add_explicit(&deletions_told, 1, memory_order_relaxed);
 }
 
-static void a_database_that_went_back_is_told_and_followed(void **state)
+static void expect_told(int lives, int deletions)
 {
-    struct world *world = *state;
+    assert_int_equal(atomic_load_explicit(&lives_told, memory_order_relaxed), lives);
+    assert_int_equal(atomic_load_explicit(&deletions_told, memory_order_relaxed),
+                     deletions);
+}
 
-    log_set_sink(look_for_lost);
-    start(world, world->pg.dsn);
+/* With two events seen. */
+static void start_and_see_two(struct world *world, const char *dsn)
+{
+    atomic_store_explicit(&lives_told, 0, memory_order_relaxed);
+    atomic_store_explicit(&deletions_told, 0, memory_order_relaxed);
+    log_set_sink(look_for_losses);
+    start(world, dsn);
     WAIT_FOR(is_listening(world));
     publish(world, "1");
     publish(world, "2");
     wait_for_events(world, 2);
-    pg_run(world->pg.conn, "DELETE FROM gateway.events WHERE seq = 2");
-    pg_kill(&world->pg, "listener");
-    WAIT_FOR(atomic_load_explicit(&lost_told, memory_order_relaxed) == 1);
-    publish(world, "3");
-    wait_for_events(world, 1);
+}
+
+static void stop_looking(struct world *world)
+{
     listener_stop(world->listener);
     log_set_sink(NULL);
+}
+
+/* A disk's snapshot was restored, say: nothing in the database tells of it. */
+static void a_database_that_went_back_begins_a_new_life(void **state)
+{
+    struct world *world = *state;
+
+    start_and_see_two(world, world->pg.dsn);
+    pg_run(world->pg.conn,
+           "DELETE FROM gateway.events WHERE seq = 2; DELETE FROM gateway.purges; "
+           "SELECT setval('gateway.events_seq', 1)");
+    pg_kill(&world->pg, "listener");
+    world->restarts_wanted = 1;
+    WAIT_FOR(read_ring(world, NULL, 0) == 0 && world->restarts == 1);
+    assert_int_equal(ring_floor(world->reader), LIFE);
+    publish(world, "3");
+    assert_int_equal(wait_for_events(world, 1), 1);
+    assert_int_equal(world->last_seq, LIFE + 1);
+    expect_told(1, 0);
+    assert_int_equal(pg_number(world->pg.conn,
+                               "SELECT previous_end FROM gateway.incarnations WHERE "
+                               "base > 0"),
+                     1);
+    stop_looking(world);
+}
+
+/* As after a promotion behind a pooler: the connection stands. The first events of the new
+ * life may not come before those of the old are told to be lost. */
+static void a_new_life_under_a_standing_connection_restarts_the_ring(void **state)
+{
+    struct world *world = *state;
+
+    start_and_see_two(world, world->pg.dsn);
+    pg_run(world->pg.conn, "UPDATE gateway.incarnations SET identity = 'elsewhere'");
+    publish(world, "3");
+    world->restarts_wanted = 1;
+    WAIT_FOR(read_ring(world, NULL, 0) == 0 && world->restarts == 1);
+    assert_int_equal(ring_floor(world->reader), LIFE + 1);
+    publish(world, "4");
+    assert_int_equal(wait_for_events(world, 1), 1);
+    assert_int_equal(world->last_seq, LIFE + 2);
+    expect_told(1, 0);
+    stop_looking(world);
+}
+
+/* The schema is another one: what this process knows is no part of it. */
+static void a_schema_made_anew_is_told(void **state)
+{
+    struct world *world = *state;
+    struct listener_status status;
+
+    start_and_see_two(world, world->pg.dsn);
+    listener_status(world->listener, &status);
+    assert_false(status.replaced);
+    const int changes = atomic_load_explicit(&world->changes, memory_order_relaxed);
+    pg_run(world->pg.conn, "DROP SCHEMA gateway CASCADE");
+    pg_migrate(&world->pg);
+    WAIT_FOR((listener_status(world->listener, &status), status.replaced));
+    assert_true(atomic_load_explicit(&world->changes, memory_order_relaxed) > changes);
+    stop_looking(world);
+}
+
+static void what_was_seen_may_be_deleted(void **state)
+{
+    struct world *world = *state;
+
+    start_and_see_two(world, world->pg.dsn);
+    pg_run(world->pg.conn, "DELETE FROM gateway.events");
+    pg_kill(&world->pg, "listener");
+    WAIT_FOR(stats_counter_value(world->stats, STATS_LISTENER_CONNECTS) == 2);
+    publish(world, "3");
+    assert_int_equal(wait_for_events(world, 1), 1);
+    pg_run(world->pg.conn, "TRUNCATE gateway.events");
+    publish(world, "4");
+    assert_int_equal(wait_for_events(world, 1), 1);
+    assert_int_equal(world->last_seq, 4);
+    expect_told(0, 0);
+    stop_looking(world);
+}
+
+/* Some of what one transaction brings is gone with its commit: the rest does not come as if
+ * it were all. `sql` is run between event 2 and event `seen`. */
+static void expect_restart(struct world *world, const char *sql, uint64_t floor)
+{
+    start_and_see_two(world, world->pg.dsn);
+    pg_run(world->pg.conn, sql);
+    world->restarts_wanted = 1;
+    WAIT_FOR(read_ring(world, NULL, 0) == 0 && world->restarts == 1);
+    assert_int_equal(ring_floor(world->reader), floor);
+    publish(world, "9");
+    assert_int_equal(wait_for_events(world, 1), 1);
+    assert_int_equal(world->last_seq, floor + 1);
+    expect_told(0, 1);
+    stop_looking(world);
+}
+
+#define THREE                                                                            \
+    "BEGIN; SELECT gateway.publish_batch(ARRAY['a','b','c'], ARRAY['t','t','t'], "       \
+    "ARRAY['1','2','3']); "
+
+static void what_is_deleted_unseen_among_others_restarts_the_ring(void **state)
+{
+    expect_restart(*state, THREE "DELETE FROM gateway.events WHERE seq = 4; COMMIT", 5);
+}
+
+static void what_is_deleted_unseen_and_leaves_nothing_restarts_the_ring(void **state)
+{
+    expect_restart(*state, THREE "DELETE FROM gateway.events WHERE seq > 2; COMMIT", 5);
+}
+
+static void a_truncate_before_events_are_seen_restarts_the_ring(void **state)
+{
+    expect_restart(*state, THREE "TRUNCATE gateway.events; COMMIT", 5);
+}
+
+static void what_is_deleted_while_the_listener_is_away_restarts_the_ring(void **state)
+{
+    struct world *world = *state;
+
+    start_and_see_two(world, world->proxy.dsn);
+    proxy_set(&world->proxy, PROXY_FREEZE);
+    for (int i = 0; i < 10; i++)
+        publish(world, "3");
+    pg_run(world->pg.conn, "DELETE FROM gateway.events WHERE seq < 8");
+    WAIT_FOR(!is_listening(world));
+    proxy_set(&world->proxy, PROXY_PASS);
+    world->restarts_wanted = 1;
+    WAIT_FOR(read_ring(world, NULL, 0) == 0 && world->restarts == 1);
+    assert_int_equal(ring_floor(world->reader), 12);
+    publish(world, "4");
+    assert_int_equal(wait_for_events(world, 1), 1);
+    assert_int_equal(world->last_seq, 13);
+    expect_told(0, 1);
+    stop_looking(world);
+}
+
+/* The ring begins with what there is, as far as there is room; of this life, and without
+ * holes. */
+static void the_ring_begins_with_the_newest(void **state)
+{
+    struct world *world = *state;
+    uint64_t now = 0;
+
+    for (int i = 0; i < 10; i++)
+        publish(world, "1");
+    pg_run(world->pg.conn, "DELETE FROM gateway.events WHERE seq = 3");
+    world->recent_bytes = MIB;
+    start(world, world->pg.dsn);
+    assert_int_equal(wait_for_events(world, 7), 7);
+    assert_int_equal(ring_floor(world->reader), 3);
+    assert_true(ring_now(world->reader, &now));
+    assert_int_equal(now, 10);
+    /* They were there before: their age says nothing about how quick this gateway is. */
+    CLEANUP(buf_done) struct buf text = BUF_EMPTY;
+    stats_render(world->stats, &text);
+    assert_non_null(strstr(text.data, "pgsse_event_age_seconds_count 0\n"));
+}
+
+static void the_ring_begins_with_no_more_than_there_is_room_for(void **state)
+{
+    struct world *world = *state;
+
+    for (int i = 0; i < 50; i++)
+        publish(world, "1");
+    world->recent_bytes = 10 * 220;
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    const int count = wait_for_events(world, 5);
+    assert_in_range(count, 5, 10);
+    WAIT_FOR(read_ring(world, NULL, 0) == 0 && world->last_seq == 50);
 }
 
 static void the_thread_beats_while_nothing_happens(void **state)
@@ -437,7 +637,16 @@ int main(void)
         WITH_PG(preparing_is_repeated_until_it_succeeds),
         WITH_PG(a_read_only_database_is_told),
         WITH_PG(large_events_come_as_they_went_in),
-        WITH_PG(a_database_that_went_back_is_told_and_followed),
+        WITH_PG(a_database_that_went_back_begins_a_new_life),
+        WITH_PG(a_new_life_under_a_standing_connection_restarts_the_ring),
+        WITH_PG(a_schema_made_anew_is_told),
+        WITH_PG(what_was_seen_may_be_deleted),
+        WITH_PG(what_is_deleted_unseen_among_others_restarts_the_ring),
+        WITH_PG(what_is_deleted_unseen_and_leaves_nothing_restarts_the_ring),
+        WITH_PG(a_truncate_before_events_are_seen_restarts_the_ring),
+        WITH_PG(what_is_deleted_while_the_listener_is_away_restarts_the_ring),
+        WITH_PG(the_ring_begins_with_the_newest),
+        WITH_PG(the_ring_begins_with_no_more_than_there_is_room_for),
         WITH_PG(the_thread_beats_while_nothing_happens),
         WITH_PG(without_memory_there_is_none),
     };

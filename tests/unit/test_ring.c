@@ -102,14 +102,14 @@ static void model_begin(struct model *model, size_t bytes_max, size_t pushes_max
 {
     memset(model, 0, sizeof(*model));
     model->ring = ring_new(bytes_max, MODEL_READERS);
-    model->weights = calloc(pushes_max + 1, sizeof(*model->weights));
+    model->weights = calloc(2 * pushes_max + 1, sizeof(*model->weights));
     assert_non_null(model->ring);
     assert_non_null(model->weights);
     model->bytes_max = bytes_max;
     model->next = model->oldest = 1;
     for (unsigned i = 0; i < MODEL_READERS; i++)
         model->readers[i].position = 1;
-    ring_start(model->ring, 0);
+    ring_start(model->ring, 0, 0);
 }
 
 static void model_push(struct model *model, size_t data_len)
@@ -124,6 +124,14 @@ static void model_push(struct model *model, size_t data_len)
     model->bytes += weight;
     model->next++;
     ring_push(model->ring, frame);
+}
+
+/* The seq is that of the position left empty, so that all others keep theirs. */
+static void model_restart(struct model *model)
+{
+    ring_restart(model->ring, seq_of(model->next));
+    model->oldest = ++model->next;
+    model->bytes = 0;
 }
 
 static void model_turn_round(struct model *model, unsigned index)
@@ -189,15 +197,15 @@ static void model_compare(struct model *model)
 {
     struct ring_reader *reader = ring_reader(model->ring, 0);
     size_t events, bytes;
-    uint64_t position, seq;
+    uint64_t now = 0;
 
     ring_size(model->ring, &events, &bytes);
     assert_int_equal(events, model->next - model->oldest);
     assert_int_equal(bytes, model->bytes);
     assert_int_equal(ring_next(reader), model->next);
-    ring_oldest(reader, &position, &seq);
-    assert_int_equal(position, model->oldest);
-    assert_int_equal(seq, seq_of(model->oldest - 1));
+    assert_int_equal(ring_floor(reader), seq_of(model->oldest - 1));
+    assert_true(ring_now(reader, &now));
+    assert_int_equal(now, seq_of(model->next - 1));
 }
 
 static void model_end(struct model *model)
@@ -225,8 +233,12 @@ static void step(struct model *model, unsigned operation)
     case 3:
         model_turn_round(model, operation - 2);
         break;
-    default:
+    case 4:
+    case 5:
         model_read(model, operation - 4);
+        break;
+    default:
+        model_restart(model);
         break;
     }
 }
@@ -234,7 +246,7 @@ static void step(struct model *model, unsigned operation)
 /* Every sequence of six operations, after a beginning in which the ring has filled. */
 static void every_short_history_is_that_of_a_plain_list(void **state)
 {
-    enum { LENGTH = 6, OPERATIONS = 6 };
+    enum { LENGTH = 6, OPERATIONS = 7 };
     unsigned history[LENGTH] = {0};
     unsigned digit = 0;
 
@@ -278,6 +290,8 @@ static void walk(size_t bytes_max, size_t data_max, uint64_t seed)
             model_read(&model, dice(&seed) % MODEL_READERS);
         else if (what < 15)
             model_turn_round(&model, dice(&seed) % MODEL_READERS);
+        else if (dice(&seed) % 100 == 0)
+            model_restart(&model);
         else if (model.readers[0].in_round)
             check_find(&model, dice(&seed) % (seq_of(model.next) + 3));
         if (i % 16 == 0)
@@ -306,7 +320,7 @@ static void before_the_start_nothing_is_found(void **state)
 {
     struct ring *ring = ring_new(1000, 1);
     struct ring_reader *reader = ring_reader(ring, 0);
-    uint64_t position = 77, seq = 77;
+    uint64_t position = 77, now = 77;
 
     (void)state;
     ring_enter(reader);
@@ -314,17 +328,34 @@ static void before_the_start_nothing_is_found(void **state)
     assert_int_equal(ring_find(reader, UINT64_MAX, &position), RING_NOT_STARTED);
     assert_int_equal(position, 77);
     ring_leave(reader);
-    ring_oldest(reader, &position, &seq);
-    assert_int_equal(position, 1);
-    assert_int_equal(seq, 0);
+    assert_false(ring_now(reader, &now));
+    assert_int_equal(now, 77);
 
-    ring_start(ring, 41);
+    ring_start(ring, 41, 43);
     ring_enter(reader);
     assert_int_equal(ring_find(reader, 40, &position), RING_TOO_OLD);
     assert_int_equal(ring_find(reader, 42, &position), RING_AHEAD);
     assert_int_equal(ring_find(reader, 41, &position), RING_FOUND);
     assert_int_equal(position, 1);
     ring_leave(reader);
+    assert_int_equal(ring_floor(reader), 41);
+    ring_free(ring);
+}
+
+/* What was committed before the ring began is no news, though it is pushed only now. */
+static void now_is_behind_what_was_there_at_the_start(void **state)
+{
+    struct ring *ring = ring_new(10000, 1);
+    struct ring_reader *reader = ring_reader(ring, 0);
+    uint64_t now = 0;
+
+    (void)state;
+    ring_start(ring, 2, 7);
+    for (uint64_t position = 1; position <= 4; position++) {
+        assert_true(ring_now(reader, &now));
+        assert_int_equal(now, MAX(seq_of(position - 1), (uint64_t)7));
+        ring_push(ring, frame_new(position, 10)); /* 3, 6, 9, 12 */
+    }
     ring_free(ring);
 }
 
@@ -342,7 +373,7 @@ static void only_who_sleeps_is_woken(void **state)
     struct ring_reader *other = ring_reader(ring, 1);
 
     (void)state;
-    ring_start(ring, 0);
+    ring_start(ring, 0, 0);
     assert_true(ring_sleep(sleeper, 1));
     ring_push(ring, frame_new(1, 10));
     assert_false(is_ringing(sleeper, 0)); /* not before ring_wake() */
@@ -363,6 +394,52 @@ static void only_who_sleeps_is_woken(void **state)
     assert_false(is_ringing(sleeper, 0));
     ring_free(ring);
     ring_free(NULL);
+}
+
+/* Also who had read everything: what comes next is not what it waited for. */
+static void a_restart_overtakes_everybody(void **state)
+{
+    static const uint64_t life = (uint64_t)1 << 40;
+    struct ring *ring = ring_new(10000, 2);
+    struct ring_reader *awake = ring_reader(ring, 0), *sleeper = ring_reader(ring, 1);
+    const struct sse_frame *held = NULL, *other;
+    uint64_t position = 1, now = 0, end = 3;
+    size_t events, bytes;
+
+    (void)state;
+    ring_start(ring, 0, 0);
+    ring_push(ring, frame_new(1, 10));
+    ring_push(ring, frame_new(2, 10));
+    assert_true(ring_sleep(sleeper, end));
+    ring_enter(awake);
+    assert_int_equal(ring_read(awake, &position, &held), RING_FRAME);
+    ring_restart(ring, life);
+    ring_wake(ring);
+    assert_true(frame_is(held, 1));
+    assert_int_equal(ring_read(awake, &position, &other), RING_LAGGED);
+    assert_int_equal(ring_find(awake, seq_of(2), &position), RING_TOO_OLD);
+    assert_int_equal(ring_find(awake, life - 1, &position), RING_TOO_OLD);
+    assert_int_equal(ring_find(awake, life + 1, &position), RING_AHEAD);
+    assert_int_equal(ring_find(awake, life, &position), RING_FOUND);
+    assert_int_equal(ring_read(awake, &position, &other), RING_EMPTY);
+    ring_leave(awake);
+    assert_true(ring_now(awake, &now));
+    assert_int_equal(now, life);
+    assert_int_equal(ring_floor(awake), life);
+    ring_size(ring, &events, &bytes);
+    assert_int_equal(events + bytes, 0);
+
+    assert_true(is_ringing(sleeper, 0));
+    ring_awake(sleeper);
+    assert_false(ring_sleep(sleeper, end));
+    ring_enter(sleeper);
+    assert_int_equal(ring_read(sleeper, &end, &other), RING_LAGGED);
+    ring_push(ring, frame_new(position, 10));
+    assert_int_equal(ring_read(sleeper, &end, &other), RING_LAGGED);
+    assert_int_equal(ring_read(sleeper, &position, &other), RING_FRAME);
+    assert_true(frame_is(other, position - 1));
+    ring_leave(sleeper);
+    ring_free(ring);
 }
 
 /* A reader that never leaves its round keeps what it could hold; once it has left, what was
@@ -389,6 +466,12 @@ static void what_nobody_can_hold_is_freed(void **state)
     ring_leave(reader);
     for (int i = 0; i < 3; i++)
         ring_wake(ring); /* it frees too: the last ones do not wait for the next event */
+    assert_true(mallinfo2().uordblks < before + 40000);
+    for (int i = 0; i < 20; i++, next++) {
+        ring_restart(ring, seq_of(next));
+        for (int j = 0; j < 30; j++)
+            ring_push(ring, frame_new(++next, 300));
+    }
     assert_true(mallinfo2().uordblks < before + 40000);
     ring_free(ring);
 }
@@ -429,12 +512,20 @@ static const char *seen_fault(struct stress *stress)
     return atomic_load_explicit(&stress->fault, memory_order_acquire);
 }
 
+/* The oldest position held, or 0: it is just being moved. In a round. */
+static uint64_t find_oldest(struct ring_reader *reader)
+{
+    uint64_t position = 0;
+
+    return ring_find(reader, ring_floor(reader), &position) == RING_FOUND ? position : 0;
+}
+
 /* The reader was told that it is too late: then the frame never comes back, and the oldest
  * position is behind it in a moment. */
 static void skip_lost(struct runner *runner)
 {
     const uint64_t end = clock_usec() + PATIENCE_MSEC * USEC_PER_MSEC;
-    uint64_t oldest = 0, seq;
+    uint64_t oldest = 0;
 
     while (oldest <= runner->position) {
         const struct sse_frame *frame;
@@ -442,8 +533,8 @@ static void skip_lost(struct runner *runner)
 
         ring_enter(runner->reader);
         const enum ring_result again = ring_read(runner->reader, &position, &frame);
+        oldest = find_oldest(runner->reader);
         ring_leave(runner->reader);
-        ring_oldest(runner->reader, &oldest, &seq);
         if (again != RING_LAGGED || clock_usec() > end) {
             fault(runner, "LAGGED, and was not overtaken");
             return;
@@ -553,7 +644,7 @@ static void stress_begin(struct stress *stress, size_t bytes, void *(*run)(void 
     atomic_init(&stress->last, NO_LAST);
     stress->ring = ring_new(bytes, READERS);
     assert_non_null(stress->ring);
-    ring_start(stress->ring, 0);
+    ring_start(stress->ring, 0, 0);
     for (unsigned i = 0; i < READERS; i++) {
         struct runner *runner = &stress->runners[i];
 
@@ -583,6 +674,18 @@ static void push_last(struct stress *stress, uint64_t position)
     ring_wake(stress->ring);
 }
 
+/* An event, or now and then a new life: its position belongs to nobody, and counts as lost. */
+static void push_or_restart(struct stress *stress, struct sse_frame *frame,
+                            uint64_t *seed, uint64_t position)
+{
+    if (dice(seed) % 500 != 0) {
+        ring_push(stress->ring, frame);
+        return;
+    }
+    ring_restart(stress->ring, seq_of(position));
+    sse_frame_free(frame);
+}
+
 /* Bursts, so that the readers fall back; and pauses, so that they catch up and sleep. */
 static void readers_see_each_event_once_in_order_and_whole(void **state)
 {
@@ -597,7 +700,8 @@ static void readers_see_each_event_once_in_order_and_whole(void **state)
 
         for (uint64_t i = 0; i < burst; i++) {
             position++;
-            ring_push(stress.ring, frame_new(position, data_len_of(position, DATA_MAX)));
+            push_or_restart(&stress, frame_new(position, data_len_of(position, DATA_MAX)),
+                            &seed, position);
         }
         ring_wake(stress.ring);
         if (dice(&seed) % 4 == 0)
@@ -629,7 +733,7 @@ static void nobody_sleeps_through_an_event(void **state)
     stress_begin(&stress, 100000, run_reader);
     while (clock_usec() < end && seen_fault(&stress) == NULL) {
         position++;
-        ring_push(stress.ring, frame_new(position, 10));
+        push_or_restart(&stress, frame_new(position, 10), &seed, position);
         ring_wake(stress.ring);
         for (unsigned i = 0; i < READERS; i++) {
             while (atomic_load_explicit(&stress.runners[i].reached,
@@ -658,12 +762,11 @@ static void *run_clinger(void *argument)
     while (!atomic_load_explicit(&runner->stress->over, memory_order_acquire) &&
            runner->index == 0 && seen_fault(runner->stress) == NULL) {
         const struct sse_frame *frame;
-        uint64_t oldest, seq;
 
-        ring_oldest(runner->reader, &oldest, &seq);
-        uint64_t position = oldest;
         ring_enter(runner->reader);
-        if (ring_read(runner->reader, &position, &frame) == RING_FRAME) {
+        const uint64_t oldest = find_oldest(runner->reader);
+        uint64_t position = oldest;
+        if (oldest > 0 && ring_read(runner->reader, &position, &frame) == RING_FRAME) {
             const volatile struct sse_frame *held = frame;
 
             runner->read++;
@@ -695,14 +798,14 @@ static void a_frame_found_at_the_last_moment_stays(void **state)
     static struct stress stress;
     const uint64_t end = clock_usec() + 3 * USEC_PER_SEC;
     struct sse_frame *model = frame_new(1, 20);
-    uint64_t position = 0;
+    uint64_t seed = 3, position = 0;
 
     (void)state;
     stress_begin(&stress, 1, run_clinger);
     while (clock_usec() < end && seen_fault(&stress) == NULL) {
         for (int i = 0; i < 100; i++) {
             position++;
-            ring_push(stress.ring, frame_like(model, position));
+            push_or_restart(&stress, frame_like(model, position), &seed, position);
         }
     }
     atomic_store_explicit(&stress.over, true, memory_order_release);
@@ -717,7 +820,9 @@ int main(void)
         cmocka_unit_test(every_short_history_is_that_of_a_plain_list),
         cmocka_unit_test(long_histories_are_those_of_a_plain_list),
         cmocka_unit_test(before_the_start_nothing_is_found),
+        cmocka_unit_test(now_is_behind_what_was_there_at_the_start),
         cmocka_unit_test(only_who_sleeps_is_woken),
+        cmocka_unit_test(a_restart_overtakes_everybody),
         cmocka_unit_test(what_nobody_can_hold_is_freed),
         cmocka_unit_test(readers_see_each_event_once_in_order_and_whole),
         cmocka_unit_test(nobody_sleeps_through_an_event),

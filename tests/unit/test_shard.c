@@ -299,14 +299,17 @@ static void expect_broken_off(struct client *client, const struct buf *wanted)
                         client->body.len - greeting);
 }
 
-static void who_is_overtaken_is_closed_and_others_are_not(void **state)
+/* What it waits for is in the table, and there is no table: it is not its fault. The others
+ * do not notice. */
+static void who_is_overtaken_waits_for_the_table_and_others_do_not(void **state)
 {
     struct front front;
     struct client slow, fast;
     CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
 
     (void)state;
-    front_open(&front, &(struct front_settings){.ring_bytes = MIB});
+    front_open(&front, &(struct front_settings){.ring_bytes = MIB,
+                                                .idle_close_usec = USEC_PER_SEC / 2});
     client_subscribe(&slow, &front, SMALL_RCVBUF, GET(""));
     client_subscribe(&fast, &front, 0, GET(""));
     for (int burst = 0; burst < 100; burst++) {
@@ -315,45 +318,55 @@ static void who_is_overtaken_is_closed_and_others_are_not(void **state)
         ring_wake(front.ring);
         client_read_body(&fast, client_greeting_len(&fast) + wanted.len);
     }
-    expect_broken_off(&slow, &wanted);
-    assert_false(slow.last_chunk);
+    while (client_take(&slow, SIZE_MAX, 0) || gauge(&front, STATS_STREAMS_REPLAYING) == 0)
+        assert_false(slow.eof);
+    while (client_take(&slow, SIZE_MAX, 1200)) /* more than twice idle_close */
+        assert_false(slow.eof);
+    client_look(&slow);
+    const size_t greeting = client_greeting_len(&slow);
+    assert_memory_equal(slow.body.data + greeting, wanted.data, slow.body.len - greeting);
     assert_int_equal(counter(&front, STATS_STREAMS_LAGGED), 1);
-    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS) == 1);
-    assert_int_equal(gauge(&front, STATS_STREAMS_BEHIND), 0);
+    assert_int_equal(gauge(&front, STATS_STREAMS), 2);
+    assert_int_equal(gauge(&front, STATS_STREAMS_BEHIND), 1);
     front_publish(&front, "events", "1", &wanted);
     client_expect(&fast, &wanted);
     client_hang_up(&slow);
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS_REPLAYING) == 0);
     client_hang_up(&fast);
     front_close(&front);
 }
 
 /* Nobody wakes the shard while the ring goes round: everybody up to date is too late. */
-static void a_shard_that_is_overtaken_closes_its_streams(void **state)
+static void a_shard_that_is_overtaken_keeps_its_streams_warm(void **state)
 {
     struct front front;
-    struct client client;
+    struct client client, fresh;
     CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+    const struct buf nothing = BUF_EMPTY;
 
     (void)state;
-    front_open(&front, &(struct front_settings){.ring_bytes = 100000});
+    front_open(&front, &(struct front_settings){.ring_bytes = 100000,
+                                                .heartbeat_usec = USEC_PER_SEC / 5,
+                                                .idle_close_usec = USEC_PER_SEC});
     client_subscribe(&client, &front, 0, GET(""));
-    front_publish(&front, "events", "1", &wanted);
-    client_expect(&client, &wanted);
+    client_expect(&client, &nothing);
     /* A shard looks into the ring once a second by itself: that may save it, once. */
     for (int i = 0; i < 10 && counter(&front, STATS_STREAMS_LAGGED) == 0; i++) {
         for (int j = 0; j < 20000; j++)
-            front_push(&front, "events", "message", "2", 1, NULL);
+            front_push(&front, "other", "message", "2", 1, NULL);
         ring_wake(front.ring);
         (void)poll(NULL, 0, 50);
     }
-    client_read_all(&client);
     assert_int_equal(counter(&front, STATS_STREAMS_LAGGED), 1);
-    client_hang_up(&client);
+    size_t beats = client_greeting_len(&client);
+    client_read_body(&client, beats + 12);
+    for (; client.body.len >= beats + 2; beats += 2)
+        assert_memory_equal(client.body.data + beats, ":\n", 2);
 
-    wanted.len = 0;
-    client_subscribe(&client, &front, 0, GET(""));
+    client_subscribe(&fresh, &front, 0, GET(""));
     front_publish(&front, "events", "3", &wanted);
-    client_expect(&client, &wanted);
+    client_read_body(&fresh, client_greeting_len(&fresh) + wanted.len);
+    client_hang_up(&fresh);
     client_hang_up(&client);
     front_close(&front);
 }
@@ -427,40 +440,82 @@ static void who_comes_back_gets_what_it_missed(void **state)
     front_close(&front);
 }
 
-static void who_cannot_be_served_exactly_is_told_first(void **state)
+/* A quiet stream gets its heartbeats from the beginning, whatever idle_close is. */
+static void expect_heartbeats(struct client *client, size_t behind)
 {
-    static const struct {
-        const char *request;
-        const char *gap;
-    } cases[] = {
-        {GET_AFTER("99"),
-         "{\"requested\":\"99\",\"oldest\":\"100\",\"reason\":\"expired\"}"},
-        {GET_AFTER("0"),
-         "{\"requested\":\"0\",\"oldest\":\"100\",\"reason\":\"expired\"}"},
-        {GET_AFTER("500"),
-         "{\"requested\":\"500\",\"oldest\":\"100\",\"reason\":\"future\"}"},
-        {GET_AFTER("x\"\\y\t\xff"), "{\"requested\":\"x\\u0022\\u005cy\\u0009\\u00ff\","
-                                    "\"oldest\":\"100\",\"reason\":\"unknown\"}"},
-        {GET("?last_event_id=0101"),
-         "{\"requested\":\"0101\",\"oldest\":\"100\",\"reason\":\"unknown\"}"},
+    const uint64_t begin = clock_usec();
+
+    client_read_body(client, behind + 6);
+    assert_memory_equal(client->body.data + behind, ":\n:\n:\n", 6);
+    assert_true(clock_usec() - begin < 3 * USEC_PER_SEC);
+}
+
+/* Whether an id is exact, and where the oldest or the newest events are, only the table can
+ * tell. While there is none: heartbeats. */
+static void who_needs_the_table_waits_for_it(void **state)
+{
+    static const char *const requests[] = {
+        GET_AFTER("99"), /* older than the ring */
+        GET_AFTER("0"),
+        GET_AFTER("500"), /* newer than anything */
+        GET_AFTER("x\"\\y"),
+        GET("?last_event_id=0101"),
+        GET("?last_event_id=earliest"),
+        GET("?last=3"),
+        "GET /events?last=3 HTTP/1.0\r\n\r\n",
     };
     struct front front;
+    struct client clients[ARRAY_SIZE(requests)];
+
+    (void)state;
+    front_open(&front, &(struct front_settings){.heartbeat_usec = USEC_PER_SEC / 5,
+                                                .idle_close_usec = USEC_PER_SEC / 2});
+    front_publish(&front, "events", "1", NULL);
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++)
+        client_subscribe(&clients[i], &front, 0, requests[i]);
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS_REPLAYING) == ARRAY_SIZE(requests));
+    front_publish(&front, "events", "2", NULL);
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++) {
+        const size_t greeting = client_greeting_len(&clients[i]);
+
+        expect_heartbeats(&clients[i], greeting);
+        expect_heartbeats(&clients[i], greeting + 6);
+    }
+    assert_int_equal(counter(&front, STATS_GAPS_EXPIRED) +
+                         counter(&front, STATS_GAPS_FUTURE) +
+                         counter(&front, STATS_GAPS_UNKNOWN),
+                     0);
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++)
+        client_hang_up(&clients[i]);
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS_REPLAYING) == 0);
+    assert_int_equal(gauge(&front, STATS_STREAMS_BEHIND), 0);
+    front_close(&front);
+}
+
+/* And is ended with a goodbye when the gateway goes. */
+static void who_waits_for_the_table_is_told_goodbye(void **state)
+{
+    struct front front;
+    struct client drained, stopped;
 
     (void)state;
     front_open(&front, &(struct front_settings){0});
-    front_publish(&front, "events", "1", NULL);
-    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
-        struct client client;
-        CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+    client_subscribe(&drained, &front, 0, GET("?channel=a&last=1"));
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS_REPLAYING) == 1);
+    shards_drain(front.shards, USEC_PER_SEC / 10);
+    client_read_all(&drained);
+    assert_true(drained.last_chunk);
+    client_hang_up(&drained);
+    front_close(&front);
 
-        (void)buf_add_format(&wanted,
-                             "id: 100\nevent: gap\ndata: %s\n\nid: 101\ndata: 1\n\n",
-                             cases[i].gap);
-        client_subscribe(&client, &front, 0, cases[i].request);
-        client_expect(&client, &wanted);
-        client_hang_up(&client);
-    }
-    assert_int_equal(counter(&front, STATS_STREAMS_GAPS), ARRAY_SIZE(cases));
+    front_open(&front, &(struct front_settings){0});
+    client_subscribe(&stopped, &front, 0, GET_AFTER("7"));
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS_REPLAYING) == 1);
+    readers_stop(front.readers);
+    FRONT_WAIT_FOR(client_take(&stopped, SIZE_MAX, 10) &&
+                   (client_look(&stopped), stopped.last_chunk));
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS_REPLAYING) == 0);
+    client_hang_up(&stopped);
     front_close(&front);
 }
 
@@ -468,7 +523,7 @@ static void who_comes_before_the_ring_has_started_waits_for_its_place(void **sta
 {
     struct front front;
     struct client exact, late, early, fresh;
-    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY, gap = BUF_EMPTY, future = BUF_EMPTY;
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY, checkpoint = BUF_EMPTY;
     const struct buf nothing = BUF_EMPTY;
 
     (void)state;
@@ -482,22 +537,23 @@ static void who_comes_before_the_ring_has_started_waits_for_its_place(void **sta
     client_expect(&exact, &nothing);
     client_expect(&fresh, &nothing);
 
-    (void)buf_add_text(&gap, "id: 100\nevent: gap\ndata: {\"requested\":\"7\",\"oldest\":"
-                             "\"100\",\"reason\":\"expired\"}\n\n");
-    (void)buf_add_text(&future, "id: 100\nevent: gap\ndata: {\"requested\":\"1000\","
-                                "\"oldest\":\"100\",\"reason\":\"future\"}\n\n");
-    ring_start(front.ring, 100);
+    ring_start(front.ring, 100, 102);
     ring_wake(front.ring);
-    client_expect(&late, &gap);
-    client_expect(&early, &future);
+    /* 101 and 102 were there before: exact has missed them, for fresh they are no news. */
+    (void)buf_add_text(&checkpoint, "id: 102\nevent: checkpoint\ndata:\n\n");
+    front_publish(&front, "events", "1", &wanted);
+    front_publish(&front, "events", "1", &wanted);
+    client_expect(&exact, &wanted);
+    client_expect(&fresh, &checkpoint);
+    const size_t before = wanted.len;
     for (int i = 0; i < 3; i++)
         front_publish(&front, "events", "1", &wanted);
-    (void)buf_add(&gap, wanted.data, wanted.len);
-    (void)buf_add(&future, wanted.data, wanted.len);
     client_expect(&exact, &wanted);
-    client_expect(&fresh, &wanted);
-    client_expect(&late, &gap);
-    client_expect(&early, &future);
+    (void)buf_add(&checkpoint, wanted.data + before, wanted.len - before);
+    client_expect(&fresh, &checkpoint);
+    FRONT_WAIT_FOR(gauge(&front, STATS_STREAMS_REPLAYING) == 2);
+    client_expect(&late, &nothing);
+    client_expect(&early, &nothing);
     client_hang_up(&exact);
     client_hang_up(&late);
     client_hang_up(&early);
@@ -505,17 +561,31 @@ static void who_comes_before_the_ring_has_started_waits_for_its_place(void **sta
     front_close(&front);
 }
 
-/* -- time and departures -- */
-
-/* A quiet stream gets its heartbeats from the beginning, whatever idle_close is. */
-static void expect_heartbeats(struct client *client, size_t behind)
+/* An id that is on its way to the ring: the client has it from another gateway. */
+static void who_is_ahead_of_the_start_waits_for_the_ring(void **state)
 {
-    const uint64_t begin = clock_usec();
+    struct front front;
+    struct client client;
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+    const struct buf nothing = BUF_EMPTY;
 
-    client_read_body(client, behind + 6);
-    assert_memory_equal(client->body.data + behind, ":\n:\n:\n", 6);
-    assert_true(clock_usec() - begin < 3 * USEC_PER_SEC);
+    (void)state;
+    front_open(&front, &(struct front_settings){.not_started = true});
+    ring_start(front.ring, 100, 105);
+    client_subscribe(&client, &front, 0, GET_AFTER("104"));
+    for (int i = 0; i < 4; i++)
+        front_publish(&front, "events", "1", NULL);
+    (void)poll(NULL, 0, 50);
+    client_expect(&client, &nothing);
+    front_publish(&front, "events", "1", &wanted);
+    front_publish(&front, "events", "1", &wanted);
+    client_expect(&client, &wanted);
+    assert_int_equal(gauge(&front, STATS_STREAMS_REPLAYING), 0);
+    client_hang_up(&client);
+    front_close(&front);
 }
+
+/* -- time and departures -- */
 
 static void a_quiet_stream_is_kept_warm(void **state)
 {
@@ -531,6 +601,52 @@ static void a_quiet_stream_is_kept_warm(void **state)
     expect_heartbeats(&two, client_greeting_len(&two));
     client_hang_up(&one);
     client_hang_up(&two);
+    front_close(&front);
+}
+
+/* Whose channel is quiet while others are not gets a young id with the heartbeats, and with
+ * the goodbye. */
+static void a_quiet_stream_gets_young_ids(void **state)
+{
+    static const char *const requests[] = {GET("?channel=quiet"),
+                                           GET_1_0("?channel=quiet&channel=q*")};
+    struct front front;
+    struct client clients[ARRAY_SIZE(requests)];
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){.heartbeat_usec = USEC_PER_SEC / 5,
+                                                .idle_close_usec = 10 * USEC_PER_SEC});
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++)
+        client_subscribe(&clients[i], &front, 0, requests[i]);
+    for (int i = 0; i < 10; i++)
+        front_publish(&front, "loud", "1", NULL);
+    (void)buf_add_text(&wanted, "id: 110\nevent: checkpoint\ndata:\n\n:\n:\n");
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++) {
+        struct client *client = &clients[i];
+        size_t at = client_greeting_len(client);
+
+        client_read_body(client, at + 2);
+        for (; memcmp(client->body.data + at, ":\n", 2) == 0; at += 2)
+            client_read_body(client, at + 4);
+        client_read_body(client, at + wanted.len);
+        assert_memory_equal(client->body.data + at, wanted.data, wanted.len);
+    }
+    front_publish(&front, "loud", "1", NULL);
+    shards_drain(front.shards, 0);
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++) {
+        static const char last[] = "id: 111\nevent: checkpoint\ndata:\n\n";
+        struct client *client = &clients[i];
+
+        client_read_all(client);
+        const char *goodbye =
+            strstr(client->body.data + client_greeting_len(client), "retry: ");
+        const char *id = strstr(client->body.data, last);
+        assert_non_null(goodbye);
+        assert_non_null(id);
+        assert_null(strstr(id + 1, last)); /* once: then its id is young */
+        client_hang_up(client);
+    }
     front_close(&front);
 }
 
@@ -810,13 +926,16 @@ int main(void)
         cmocka_unit_test(a_slow_reader_falls_behind_and_catches_up_while_others_go_on),
         cmocka_unit_test(a_reader_in_sips_gets_every_byte),
         cmocka_unit_test(a_large_event_is_broken_and_goes_on_where_it_broke),
-        cmocka_unit_test(who_is_overtaken_is_closed_and_others_are_not),
-        cmocka_unit_test(a_shard_that_is_overtaken_closes_its_streams),
+        cmocka_unit_test(who_is_overtaken_waits_for_the_table_and_others_do_not),
+        cmocka_unit_test(a_shard_that_is_overtaken_keeps_its_streams_warm),
         cmocka_unit_test(a_reader_that_takes_nothing_for_too_long_is_closed),
         cmocka_unit_test(who_comes_back_gets_what_it_missed),
-        cmocka_unit_test(who_cannot_be_served_exactly_is_told_first),
+        cmocka_unit_test(who_needs_the_table_waits_for_it),
+        cmocka_unit_test(who_waits_for_the_table_is_told_goodbye),
         cmocka_unit_test(who_comes_before_the_ring_has_started_waits_for_its_place),
+        cmocka_unit_test(who_is_ahead_of_the_start_waits_for_the_ring),
         cmocka_unit_test(a_quiet_stream_is_kept_warm),
+        cmocka_unit_test(a_quiet_stream_gets_young_ids),
         cmocka_unit_test(who_has_caught_up_is_kept_warm_again),
         cmocka_unit_test(a_stream_ends_when_it_is_old),
         cmocka_unit_test(a_drain_says_goodbye),

@@ -2,6 +2,7 @@
  * parts that libmicrohttpd has to do with are tested in test_shard.c. */
 #include "stream.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -37,6 +38,8 @@ static const struct stream_timing timing = {.heartbeat_usec = 15 * USEC_PER_SEC,
                                             .max_age_usec = CLOCK_NEVER,
                                             .idle_close_usec = 60 * USEC_PER_SEC};
 
+static const struct stream_text no_id = {NULL, 0};
+
 /* A stream on one end of a socket pair, as it is while its connection sleeps. */
 struct house {
     struct stats *stats;
@@ -48,13 +51,17 @@ struct house {
     struct buf got;
 };
 
-static struct stream *make(struct house *house, bool chunked, size_t type_count)
+static struct stream *make(struct house *house, bool chunked, size_t type_count,
+                           struct stream_text last_id)
 {
     const struct stream_wishes wishes = {.channels = channels,
                                          .channel_count = ARRAY_SIZE(channels),
                                          .types = types,
                                          .type_count = type_count,
-                                         .chunked = chunked};
+                                         .chunked = chunked,
+                                         .place = last_id.text == NULL ? STREAM_AT_NOW
+                                                                       : STREAM_AT_ID,
+                                         .last_id = last_id};
 
     return stream_new(&wishes, &house->connection, NULL, &timing, house->stats,
                       &house->owner);
@@ -75,10 +82,10 @@ static void house_open(struct house *house, bool chunked, size_t type_count)
     house->connection.wheel = house->wheel;
     house->connection.stats = house->stats;
     house->other_fd = ends[1];
-    house->stream = make(house, chunked, type_count);
+    house->stream = make(house, chunked, type_count, no_id);
     assert_non_null(house->stream);
     house->stream->phase = STREAM_LIVE;
-    house->stream->placed = true;
+    house->stream->place = STREAM_AT_SEQ;
 }
 
 static void house_close(struct house *house)
@@ -137,7 +144,7 @@ static void send_all(struct house *house, const struct sse_frame *const *frames,
                               in_one_piece ? bytes.len : 0);
     while (done < count) {
         assert_int_equal(stream->phase, STREAM_BEHIND);
-        assert_true(stream->position == frames[done]->position);
+        assert_true(stream->seq + 1 == frames[done]->seq);
         assert_true(stream->offset < frames[done]->len);
         broken += stream->offset > 0;
         sip = sip % 3001 + 13;
@@ -206,9 +213,19 @@ static void nothing_taken_is_not_a_loss(void **state)
     const uint32_t offset = house.stream->offset;
     assert_int_equal(stream_send(house.stream, frames, 1, NULL, 0), 0);
     assert_int_equal(house.stream->offset, offset);
-    assert_true(house.stream->position == 9);
+    assert_true(house.stream->seq == 8);
     sse_frame_free(frame);
     house_close(&house);
+}
+
+static void set_gap(struct stream *stream, enum stream_gap gap, uint64_t seq,
+                    const char *requested)
+{
+    stream->gap = gap;
+    stream->seq = seq;
+    free(stream->requested);
+    stream->requested = strdup(requested);
+    assert_non_null(stream->requested);
 }
 
 static void a_gap_is_told_before_anything_else(void **state)
@@ -223,7 +240,10 @@ static void a_gap_is_told_before_anything_else(void **state)
         char head[SSE_CHUNK_HEAD_MAX + 1] = "";
 
         house_open(&house, chunked, 0);
-        assert_int_equal(stream_tell_gap(house.stream, STREAM_GAP_EXPIRED, 7, 100), 0);
+        set_gap(house.stream, STREAM_GAP_EXPIRED, 100, "7");
+        assert_int_equal(stream_tell_gap(house.stream), 0);
+        assert_int_equal(house.stream->told_seq, 100);
+        assert_int_equal(stats_counter_value(house.stats, STATS_GAPS_EXPIRED), 1);
         assert_true(stream_send_rest(house.stream));
         assert_true(stream_send_rest(house.stream)); /* nothing is left */
         take(&house, SIZE_MAX);
@@ -269,14 +289,45 @@ static void the_greeting_is_a_heartbeat_and_a_retry(void **state)
 
     (void)state;
     house_open(&house, true, 0);
-    assert_int_equal(
-        stream_greet(house.stream, STREAM_NO_GAP, (struct stream_text){NULL, 0}, 0), 0);
     assert_memory_equal(house.stream->greeting, ":\nretry: ", 9);
     char *end;
     const unsigned long msec = strtoul(house.stream->greeting + 9, &end, 10);
     assert_true(msec >= 1500 && msec < 2500);
     assert_string_equal(end, "\n");
     assert_int_equal(house.stream->greeting_len, strlen(house.stream->greeting));
+    house_close(&house);
+}
+
+static void an_id_is_a_place_and_what_is_none_is_a_gap(void **state)
+{
+    static const struct {
+        struct stream_text id;
+        uint64_t seq; /* 0: it is none */
+    } cases[] = {{TEXT("1"), 1},
+                 {TEXT("9223372036854775807"), INT64_MAX},
+                 {TEXT("9223372036854775808"), 0},
+                 {TEXT("01"), 0},
+                 {TEXT("-1"), 0},
+                 {TEXT("1 "), 0},
+                 {TEXT("earliest"), 0},
+                 {TEXT(""), 0}};
+    struct house house;
+
+    (void)state;
+    house_open(&house, true, 0);
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct stream *stream = make(&house, true, 0, cases[i].id);
+
+        assert_non_null(stream);
+        assert_true(stream->seq == cases[i].seq && stream->told_seq == cases[i].seq);
+        assert_int_equal(stream->place,
+                         cases[i].seq > 0 ? STREAM_AT_ID : STREAM_AT_EARLIEST);
+        assert_int_equal(stream->gap,
+                         cases[i].seq > 0 ? STREAM_NO_GAP : STREAM_GAP_UNKNOWN);
+        if (cases[i].seq == 0)
+            assert_string_equal(stream->requested, cases[i].id.text);
+        stream_free(stream);
+    }
     house_close(&house);
 }
 
@@ -289,19 +340,119 @@ static void what_was_asked_for_is_quoted(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof(asked); i++)
         asked[i] = (char)(i == 0 ? 10 : i);
-    house_open(&house, true, 0);
-    assert_int_equal(stream_greet(house.stream, STREAM_GAP_UNKNOWN,
-                                  (struct stream_text){asked, sizeof(asked)}, 5),
-                     0);
-    const char *data = strstr(house.stream->greeting, "id: 5\nevent: gap\ndata: {");
-    assert_non_null(data);
+    house_open(&house, false, 0);
+    stream_free(house.stream);
+    house.stream = make(&house, false, 0, (struct stream_text){asked, sizeof(asked)});
+    assert_non_null(house.stream);
+    house.stream->seq = 5;
+    assert_int_equal(stream_tell_gap(house.stream), 0);
+    assert_true(stream_send_rest(house.stream));
+    assert_int_equal(stats_counter_value(house.stats, STATS_GAPS_UNKNOWN), 1);
+    take(&house, SIZE_MAX);
+    const char *data = house.got.data;
+    assert_memory_equal(data, "id: 5\nevent: gap\ndata: {",
+                        strlen("id: 5\nevent: gap\ndata: {"));
     const char *line_end = strchr(data + strlen("id: 5\nevent: gap\ndata: {"), '\n');
     assert_string_equal(line_end, "\n\n");
     assert_non_null(strstr(data, "\\u000a\\u0001"));
     assert_non_null(strstr(data, "!\\u0022#"));
     assert_non_null(strstr(data, "[\\u005c]"));
+    /* So much of it, and no more. */
     assert_non_null(strstr(data, "\\u007f\",\"oldest\":\"5\",\"reason\":\"unknown\"}"));
     house_close(&house);
+}
+
+/* -- its place -- */
+
+#define PLACE "id: 42\nevent: checkpoint\ndata:\n\n"
+
+static void a_checkpoint_tells_the_place(void **state)
+{
+    (void)state;
+    for (int chunked = 0; chunked < 2; chunked++) {
+        const char *wanted = chunked ? "20\r\n" PLACE "\r\n" : PLACE;
+        struct house house;
+
+        house_open(&house, chunked, 0);
+        house.owner.seq = 42;
+        stream_tell_place(house.stream);
+        assert_int_equal(house.stream->told_seq, 42);
+        take(&house, SIZE_MAX);
+        assert_int_equal(house.got.len, strlen(wanted));
+        assert_memory_equal(house.got.data, wanted, strlen(wanted));
+        house_close(&house);
+    }
+}
+
+/* A TCP connection instead of the socket pair: it takes a message in part, too. */
+static void house_use_tcp(struct house *house)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof(address);
+    const int small = 4096;
+    const int listening = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    (void)close(house->connection.fd);
+    (void)close(house->other_fd);
+    house->other_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    (void)setsockopt(listening, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
+    (void)setsockopt(house->other_fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
+    assert_int_equal(bind(listening, (struct sockaddr *)&address, len), 0);
+    assert_int_equal(listen(listening, 1), 0);
+    assert_int_equal(getsockname(listening, (struct sockaddr *)&address, &len), 0);
+    assert_int_equal(connect(house->other_fd, (struct sockaddr *)&address, len), 0);
+    house->connection.fd = accept4(listening, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    assert_true(house->connection.fd >= 0);
+    (void)close(listening);
+}
+
+/* Byte by byte, at most so many; returns how many it takes. */
+static size_t fill(const struct house *house, size_t max)
+{
+    size_t count = 0;
+
+    while (count < max && send(house->connection.fd, "x", 1, MSG_NOSIGNAL) == 1)
+        count++;
+    return count;
+}
+
+/* The pipe is full but for so many bytes, or about: it goes in whole, in part, or not at
+ * all; and then there is all of it, or nothing. */
+static void a_checkpoint_that_does_not_fit_is_not_broken(void **state)
+{
+    static const char wanted[] = "20\r\n" PLACE "\r\n";
+    int parts = 0, whole = 0, none = 0;
+    size_t full = 0;
+
+    (void)state;
+    for (size_t turn = 0; turn < 120; turn++) {
+        struct house house;
+
+        house_open(&house, true, 0);
+        house_use_tcp(&house);
+        house.owner.seq = 42;
+        const size_t filled = fill(&house, turn % 40 == 0 ? SIZE_MAX : full - turn % 40);
+        full = turn % 40 == 0 ? filled : full;
+        stream_tell_place(house.stream);
+        const bool told = house.stream->told_seq == 42;
+        const bool broken = house.stream->rest != NULL;
+        parts += broken;
+        whole += told && !broken;
+        none += !told;
+        assert_true(told || !broken);
+        assert_int_equal(house.stream->phase, broken ? STREAM_BEHIND : STREAM_LIVE);
+        while (!stream_send_rest(house.stream) ||
+               house.got.len < filled + (told ? strlen(wanted) : 0))
+            take(&house, SIZE_MAX);
+        take(&house, SIZE_MAX);
+        assert_int_equal(house.got.len - filled, told ? strlen(wanted) : 0);
+        if (told)
+            assert_memory_equal(house.got.data + filled, wanted, strlen(wanted));
+        house_close(&house);
+    }
+    print_message("whole %d, in part %d, not at all %d\n", whole, parts, none);
+    assert_true(whole > 0 && none > 0);
 }
 
 /* -- memory -- */
@@ -315,20 +466,18 @@ static void without_memory_there_is_no_stream(void **state)
     house_open(&house, true, 0);
     for (unsigned n = 1; failed; n++) {
         failing_malloc_begin(n);
-        struct stream *stream = make(&house, true, ARRAY_SIZE(types));
+        struct stream *stream = make(&house, true, ARRAY_SIZE(types), no_id);
         failed = failing_malloc_end();
         assert_int_equal(stream == NULL, failed);
         stream_free(stream);
     }
     failed = true;
     for (unsigned n = 1; failed; n++) {
-        struct stream *stream = make(&house, true, 0);
-
         failing_malloc_begin(n);
-        const int result = stream_greet(stream, STREAM_GAP_FUTURE,
-                                        (struct stream_text){"\x01\x02\x03", 3}, 5);
+        struct stream *stream =
+            make(&house, true, 0, (struct stream_text){"\x01\x02\x03", 3});
         failed = failing_malloc_end();
-        assert_int_equal(result, failed ? -ENOMEM : 0);
+        assert_int_equal(stream == NULL, failed);
         stream_free(stream);
     }
     stream_free(NULL);
@@ -343,12 +492,15 @@ static void a_gap_that_cannot_be_told_changes_nothing(void **state)
     (void)state;
     house_open(&house, true, 0);
     for (unsigned n = 1; failed; n++) {
+        set_gap(house.stream, STREAM_GAP_FUTURE, 100, "700");
         failing_malloc_begin(n);
-        const int result = stream_tell_gap(house.stream, STREAM_GAP_EXPIRED, 7, 100);
+        const int result = stream_tell_gap(house.stream);
         failed = failing_malloc_end();
         assert_int_equal(result, failed ? -ENOMEM : 0);
         assert_int_equal(house.stream->rest == NULL, failed);
+        assert_int_equal(house.stream->gap, failed ? STREAM_GAP_FUTURE : STREAM_NO_GAP);
     }
+    assert_int_equal(stats_counter_value(house.stats, STATS_GAPS_FUTURE), 1);
     house_close(&house);
 }
 
@@ -360,7 +512,10 @@ int main(void)
         cmocka_unit_test(a_gap_is_told_before_anything_else),
         cmocka_unit_test(types_are_whole_words),
         cmocka_unit_test(the_greeting_is_a_heartbeat_and_a_retry),
+        cmocka_unit_test(an_id_is_a_place_and_what_is_none_is_a_gap),
         cmocka_unit_test(what_was_asked_for_is_quoted),
+        cmocka_unit_test(a_checkpoint_tells_the_place),
+        cmocka_unit_test(a_checkpoint_that_does_not_fit_is_not_broken),
         cmocka_unit_test(without_memory_there_is_no_stream),
         cmocka_unit_test(a_gap_that_cannot_be_told_changes_nothing),
     };

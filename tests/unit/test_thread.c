@@ -95,7 +95,7 @@ static void a_beat_is_seen_from_outside(void **state)
     assert_int_equal(thread_last_beat(&beating.thread), 0);
     clock_set(1000);
     assert_int_equal(
-        thread_start(&beating.thread, THREAD_REPLAY, 0, beat_twice, &beating, NULL), 0);
+        thread_start(&beating.thread, THREAD_READER, 0, beat_twice, &beating, NULL), 0);
     assert_int_equal(thread_last_beat(&beating.thread), 1000);
     clock_set(2000);
     atomic_store_explicit(&beating.turn, 1, memory_order_release);
