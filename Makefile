@@ -10,10 +10,10 @@ VERSION := 0.1.0
 # lint` sees to it). A new room is one word.
 MODULES := \
     base err log clock thread buf stats \
-    mailbox poller event json sse ring channels wheel \
+    mailbox poller event json sse keyset ring channels wheel \
     units secret inifile config sockets service \
-    dsn database retry sqlfile migrate listener batch publisher readers lookup replay \
-    retention \
+    dsn database retry sqlfile migrate listener batch queue publisher \
+    readers lookup replay retention \
     connection lobby stream catchup fanout shard \
     request page exchange events http \
     healthcheck serve main

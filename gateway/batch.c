@@ -9,15 +9,25 @@
 #include <stdio.h>
 #include <string.h>
 
+#define INT4_OID       23
 #define TEXT_OID       25
+#define INT4_ARRAY_OID 1007
 #define TEXT_ARRAY_OID 1009
 
 #define ROLLBACK_USEC (3 * USEC_PER_SEC)
 
-/* A text[] in binary, as array_recv() in PostgreSQL has read it since 7.4, each word an
- * int32: dimensions 1, no NULLs, element type, how many, lower bound 1; then length and
- * bytes of each. Nothing is quoted, so what goes in is what comes out. */
+/* An array in binary, as array_recv() in PostgreSQL has read it since 7.4, each word an
+ * int32: dimensions 1, whether there are NULLs, element type, how many, lower bound 1; then
+ * length and bytes of each, or -1 for NULL. Nothing is quoted, so what goes in is what comes
+ * out. */
+#define NULLS_WORD 1
 #define COUNT_WORD 3
+
+/* One key of the batch. */
+struct known {
+    uint64_t first_seq; /* of its events, if they were there already; or 0 */
+    size_t count;       /* of its events */
+};
 
 /* ---- encoding ---- */
 
@@ -28,21 +38,21 @@ static void add_word(struct buf *array, size_t value)
     (void)buf_add(array, &network, sizeof(network));
 }
 
-static void begin_array(struct buf *array)
+static void begin_array(struct buf *array, size_t element_type)
 {
     buf_init(array);
     add_word(array, 1);
     add_word(array, 0);
-    add_word(array, TEXT_OID);
-    add_word(array, 0); /* see set_count() */
+    add_word(array, element_type);
+    add_word(array, 0); /* see set_word() */
     add_word(array, 1);
 }
 
-static void set_count(struct buf *array, size_t count)
+static void set_word(struct buf *array, size_t word, size_t value)
 {
-    uint32_t network = htobe32((uint32_t)count);
+    uint32_t network = htobe32((uint32_t)value);
 
-    memcpy(array->data + COUNT_WORD * sizeof(network), &network, sizeof(network));
+    memcpy(array->data + word * sizeof(network), &network, sizeof(network));
 }
 
 static void add_element(struct buf *array, const char *text, size_t len)
@@ -54,9 +64,12 @@ static void add_element(struct buf *array, const char *text, size_t len)
 void batch_init(struct batch *batch)
 {
     *batch = (struct batch){.count = 0};
-    begin_array(&batch->channels);
-    begin_array(&batch->types);
-    begin_array(&batch->datas);
+    begin_array(&batch->channels, TEXT_OID);
+    begin_array(&batch->types, TEXT_OID);
+    begin_array(&batch->datas, TEXT_OID);
+    begin_array(&batch->attributes, TEXT_OID);
+    begin_array(&batch->units, INT4_OID);
+    begin_array(&batch->keys, TEXT_OID);
 }
 
 void batch_done(struct batch *batch)
@@ -64,29 +77,135 @@ void batch_done(struct batch *batch)
     buf_done(&batch->channels);
     buf_done(&batch->types);
     buf_done(&batch->datas);
+    buf_done(&batch->attributes);
+    buf_done(&batch->units);
+    buf_done(&batch->keys);
+    buf_done(&batch->known);
 }
 
-void batch_add(struct batch *batch, const struct event *event)
+static void add_event(struct batch *batch, const struct event *event, size_t unit)
 {
     add_element(&batch->channels, event->channel, event->channel_len);
     add_element(&batch->types, event->type, event->type_len);
     add_element(&batch->datas, event->data, event->data_len);
+    if (event->attributes != NULL)
+        add_element(&batch->attributes, event->attributes, event->attributes_len);
+    else
+        add_word(&batch->attributes, UINT32_MAX);
+    batch->has_attributes = batch->has_attributes || event->attributes != NULL;
+    add_word(&batch->units, sizeof(uint32_t));
+    add_word(&batch->units, unit);
     batch->count++;
+}
+
+static void add_key(struct batch *batch, const struct event_unit *unit)
+{
+    const struct known known = {.first_seq = 0, .count = unit->count};
+
+    add_element(&batch->keys, unit->key, unit->key_len);
+    (void)buf_add(&batch->known, &known, sizeof(known));
+    batch->key_count++;
+}
+
+/* Is the event of that index one of the unit's? */
+static bool holds(const struct event_unit *unit, size_t index)
+{
+    return index >= unit->first && index - unit->first < unit->count;
+}
+
+void batch_add(struct batch *batch, const struct event *events, size_t count,
+               const struct event_unit *units, size_t unit_count)
+{
+    size_t at = 0; /* the unit that is next, or the one we are in */
+
+    for (size_t i = 0; i < count; i++) {
+        const bool inside = at < unit_count && holds(&units[at], i);
+
+        if (inside && units[at].first == i)
+            add_key(batch, &units[at]);
+        add_event(batch, &events[i], inside ? batch->key_count : 0);
+        at += inside && !holds(&units[at], i + 1);
+    }
+}
+
+/* libpq counts in int. */
+static bool is_sound(const struct buf *buf)
+{
+    return buf_ok(buf) == 0 && buf->len <= INT_MAX;
 }
 
 int batch_ok(const struct batch *batch)
 {
-    /* libpq counts in int. */
-    bool fits = batch->channels.len <= INT_MAX && batch->types.len <= INT_MAX &&
-                batch->datas.len <= INT_MAX;
+    return is_sound(&batch->channels) && is_sound(&batch->types) &&
+                   is_sound(&batch->datas) && is_sound(&batch->attributes) &&
+                   is_sound(&batch->units) && is_sound(&batch->keys) &&
+                   is_sound(&batch->known)
+               ? 0
+               : -ENOMEM;
+}
 
-    return !fits || buf_ok(&batch->channels) < 0 || buf_ok(&batch->types) < 0 ||
-                   buf_ok(&batch->datas) < 0
-               ? -ENOMEM
-               : 0;
+static struct known *known_of(const struct batch *batch)
+{
+    return (struct known *)(void *)batch->known.data;
+}
+
+void batch_tell(struct batch *batch, struct event *events, size_t count,
+                struct event_unit *units, size_t unit_count)
+{
+    size_t at = 0;
+    uint64_t known = 0; /* of the unit we are in */
+
+    for (size_t i = 0; i < count; i++) {
+        const bool inside = at < unit_count && holds(&units[at], i);
+
+        if (inside && units[at].first == i) {
+            known = known_of(batch)[batch->told_keys++].first_seq;
+            units[at].known = known != 0;
+        }
+        if (inside && known != 0)
+            events[i].seq = known + (i - units[at].first);
+        else
+            events[i].seq = batch->first_seq + batch->told_inserted++;
+        at += inside && !holds(&units[at], i + 1);
+    }
 }
 
 /* ---- committing ---- */
+
+/* "{0,17,0}": for each key the number of its unit's first event, if that is there already. */
+static int take_known(struct batch *batch, const char *text, size_t *ret_repeated)
+{
+    struct known *known = known_of(batch);
+    size_t repeated = 0;
+
+    for (size_t i = 0; i < batch->key_count; i++) {
+        char *end;
+
+        if (*text != (i == 0 ? '{' : ','))
+            return -EIO;
+        known[i].first_seq = strtoull(text + 1, &end, 10);
+        repeated += known[i].first_seq != 0 ? known[i].count : 0;
+        text = end;
+    }
+    *ret_repeated = repeated;
+    return 0;
+}
+
+static int take_answer(struct batch *batch, const PGresult *result, struct err *err)
+{
+    const uint64_t first = strtoull(PQgetvalue(result, 0, 0), NULL, 10);
+    const uint64_t last = strtoull(PQgetvalue(result, 0, 1), NULL, 10);
+    size_t repeated = 0;
+
+    if (take_known(batch, PQgetvalue(result, 0, 3), &repeated) < 0)
+        return err_set(err, -EIO, "gateway.publish_batch did not answer for all keys");
+    batch->inserted = batch->count - repeated;
+    if (batch->inserted != (first != 0 ? last - first + 1 : 0))
+        return err_set(err, -EIO, "gateway.publish_batch did not number all events");
+    batch->first_seq = first;
+    (void)snprintf(batch->xid, sizeof(batch->xid), "%s", PQgetvalue(result, 0, 2));
+    return 0;
+}
 
 /* Everything up to the COMMIT, in one round trip.
  *
@@ -99,38 +218,41 @@ static int insert(struct batch *batch, struct database *database, uint64_t deadl
                   struct err *err)
 {
     CLEANUP(database_clear) PGresult *result = NULL;
-    const Oid types[] = {TEXT_ARRAY_OID, TEXT_ARRAY_OID, TEXT_ARRAY_OID};
-    const char *values[] = {batch->channels.data, batch->types.data, batch->datas.data};
-    const int lengths[] = {(int)batch->channels.len, (int)batch->types.len,
-                           (int)batch->datas.len};
-    const int formats[] = {1, 1, 1};
+    struct buf *arrays[] = {&batch->channels,   &batch->types, &batch->datas,
+                            &batch->attributes, &batch->units, &batch->keys};
+    const Oid types[] = {TEXT_ARRAY_OID, TEXT_ARRAY_OID, TEXT_ARRAY_OID,
+                         TEXT_ARRAY_OID, INT4_ARRAY_OID, TEXT_ARRAY_OID};
+    const char *values[ARRAY_SIZE(arrays)];
+    int lengths[ARRAY_SIZE(arrays)];
+    const int formats[] = {1, 1, 1, 1, 1, 1};
     const struct database_query queries[] = {
         {.sql = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"},
         {.sql = "SET LOCAL lock_timeout = '10s'"},
         {.sql = "SET LOCAL idle_in_transaction_session_timeout = '10s'"},
-        {.sql = "SELECT first_seq, last_seq, xid FROM gateway.publish_batch($1, $2, $3)",
-         .count = 3,
+        {.sql = "SELECT first_seq, last_seq, xid, known "
+                "FROM gateway.publish_batch($1, $2, $3, $4, $5, $6)",
+         .count = ARRAY_SIZE(arrays),
          .types = types,
          .values = values,
          .lengths = lengths,
          .formats = formats},
     };
 
-    set_count(&batch->channels, batch->count);
-    set_count(&batch->types, batch->count);
-    set_count(&batch->datas, batch->count);
-    int r =
-        database_pipeline(database, queries, ARRAY_SIZE(queries), deadline, &result, err);
-    if (r < 0)
-        return r;
+    set_word(&batch->attributes, NULLS_WORD, 1);
+    for (size_t i = 0; i < ARRAY_SIZE(arrays); i++) {
+        const bool wanted = arrays[i] == &batch->attributes ? batch->has_attributes
+                            : arrays[i] == &batch->units || arrays[i] == &batch->keys
+                                ? batch->key_count > 0
+                                : true;
 
-    uint64_t first = strtoull(PQgetvalue(result, 0, 0), NULL, 10);
-    uint64_t last = strtoull(PQgetvalue(result, 0, 1), NULL, 10);
-    if (first == 0 || last - first + 1 != batch->count)
-        return err_set(err, -EIO, "gateway.publish_batch did not number all events");
-    batch->first_seq = first;
-    (void)snprintf(batch->xid, sizeof(batch->xid), "%s", PQgetvalue(result, 0, 2));
-    return 0;
+        set_word(arrays[i], COUNT_WORD,
+                 arrays[i] == &batch->keys ? batch->key_count : batch->count);
+        values[i] = wanted ? arrays[i]->data : NULL;
+        lengths[i] = (int)arrays[i]->len;
+    }
+    const int r =
+        database_pipeline(database, queries, ARRAY_SIZE(queries), deadline, &result, err);
+    return r < 0 ? r : take_answer(batch, result, err);
 }
 
 /* The server said no: leaves a connection without a transaction, or none. */
@@ -138,6 +260,8 @@ static enum batch_result failed(struct batch *batch, struct database *database)
 {
     (void)snprintf(batch->sqlstate, sizeof(batch->sqlstate), "%s",
                    database_sqlstate(database));
+    if (strcmp(batch->sqlstate, BATCH_CONFLICT) == 0) /* counted from 1 */
+        batch->conflict_key = strtoul(database_error(database)->detail, NULL, 10) - 1;
     if (database_run(database, "ROLLBACK", clock_usec() + ROLLBACK_USEC, NULL, NULL) < 0)
         database_close(database);
     return BATCH_FAILED;

@@ -6,7 +6,9 @@
  *                                            BATCH_FAILED,          BATCH_UNKNOWN,
  *                                            BATCH_LOST             then batch_ask()
  *
- * Always true: BATCH_COMMITTED, from either, means that PostgreSQL said so.
+ * Always true: BATCH_COMMITTED, from either, means that PostgreSQL said so. Of a batch in
+ * which nothing was inserted, because all of it was known, there is nothing to ask: it had
+ * been committed before.
  *
  * Threads: its owner's. Cost: two round trips a batch, and a copy of its texts.
  */
@@ -20,18 +22,31 @@
 #include "event.h"
 
 struct batch {
-    struct buf channels, types,
-        datas; /* text[] each, as PostgreSQL takes them in binary */
+    /* Arrays, as PostgreSQL takes them in binary: one element an event, but for keys. */
+    struct buf channels, types, datas, attributes, units, keys;
     size_t count;
-    uint64_t first_seq; /* the number of the first event, once publish_batch answered; the
-                           others follow without a hole */
-    char xid[24];       /* likewise */
-    char sqlstate[6];   /* of BATCH_FAILED */
-    int asked_in_vain;  /* how often "committed" came without the events */
+    size_t key_count;
+    bool has_attributes; /* any event has */
+
+    /* Once publish_batch answered. */
+    struct buf known; /* batch.c's own: what is known of each key */
+    size_t inserted;  /* events that were not there */
+    uint64_t
+        first_seq; /* the number of the first of them; the others follow without a hole */
+    char xid[24];
+    size_t told_events, told_keys, told_inserted; /* batch_tell()'s own */
+
+    char sqlstate[6]; /* of BATCH_FAILED */
+    size_t
+        conflict_key;  /* of BATCH_FAILED with BATCH_CONFLICT: its index among all keys */
+    int asked_in_vain; /* how often "committed" came without the events */
 };
 
+/* publish_batch's SQLSTATE: a key has been used for other events. */
+#define BATCH_CONFLICT "GW422"
+
 enum batch_result {
-    BATCH_COMMITTED, /* first_seq is set */
+    BATCH_COMMITTED, /* batch_tell() may be called */
     BATCH_FAILED,    /* not committed; `sqlstate` and err say why */
     BATCH_LOST,      /* not committed; the connection is gone, or was never there */
     BATCH_UNKNOWN,   /* COMMIT was sent and not answered; the connection is gone */
@@ -41,9 +56,16 @@ enum batch_result {
 void batch_init(struct batch *batch);
 void batch_done(struct batch *batch);
 
-/* Copies the event's texts. batch_ok(): 0, or -ENOMEM if there was no room for one. */
-void batch_add(struct batch *batch, const struct event *event);
+/* Copies the texts of a request's events and keys. A key may be in a batch only once.
+ * batch_ok(): 0, or -ENOMEM if there was no room for one. */
+void batch_add(struct batch *batch, const struct event *events, size_t count,
+               const struct event_unit *units, size_t unit_count);
 int batch_ok(const struct batch *batch) MUST_CHECK;
+
+/* After BATCH_COMMITTED or BATCH_UNKNOWN, for each request in the order in which they were
+ * added: sets the seq of its events, and which of its units were known. */
+void batch_tell(struct batch *batch, struct event *events, size_t count,
+                struct event_unit *units, size_t unit_count);
 
 /* Of the time until the deadline, some is kept for batch_ask(). */
 enum batch_result batch_commit(struct batch *batch, struct database *database,

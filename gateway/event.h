@@ -16,8 +16,10 @@
 
 #define EVENT_CHANNEL_MAX_BYTES 255
 #define EVENT_TYPE_MAX_BYTES    255
-#define EVENT_DEFAULT_CHANNEL   "events"
-#define EVENT_DEFAULT_TYPE      "message"
+/* What PostgreSQL can index, with something to spare. */
+#define EVENT_KEY_MAX_BYTES   2200
+#define EVENT_DEFAULT_CHANNEL "events"
+#define EVENT_DEFAULT_TYPE    "message"
 
 /* Each life of the table (see gateway.incarnations) has a block of so many numbers: those
  * from one life and from another are told apart by the bits above. */
@@ -32,6 +34,19 @@ struct event {
     size_t type_len;
     const char *data; /* JSON text (RFC 8259), exactly as it was published */
     size_t data_len;
+    const char
+        *attributes; /* for publishing: a CloudEvent's, as a JSON object; or NULL */
+    size_t attributes_len;
+};
+
+/* A key and the events it stands for, which stand together in a request. They are published
+ * once, however often they are sent. */
+struct event_unit {
+    const char *key; /* borrowed; at most EVENT_KEY_MAX_BYTES of UTF-8 */
+    size_t key_len;
+    size_t first; /* index of the first of them */
+    size_t count; /* at least 1 */
+    bool known;   /* an outcome of publishing: they were there already */
 };
 
 /* Valid UTF-8 (RFC 3629: no surrogates, nothing overlong, nothing over U+10FFFF). */

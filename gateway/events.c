@@ -430,6 +430,8 @@ enum MHD_Result events_publish(struct exchange *exchange)
         return answer_created(exchange, &publication->request);
     case PUBLISH_REFUSED:
         return exchange_problem(exchange, 400, "%s", publication->publish.err.text);
+    case PUBLISH_CONFLICT:
+        return exchange_problem(exchange, 422, "%s", publication->publish.err.text);
     case PUBLISH_UNAVAILABLE:
     case PUBLISH_UNKNOWN:
         break;

@@ -36,12 +36,6 @@
 
 #define STOPPING "the gateway is being stopped"
 
-/* Requests, oldest first. */
-struct list {
-    struct publish *first;
-    struct publish **tail;
-};
-
 struct publisher {
     struct publisher_settings settings; /* [const] */
     struct database *database;          /* [publisher] */
@@ -54,72 +48,31 @@ struct publisher {
     uint64_t away_usec;    /* [publisher] since when connecting fails; 0: it does not */
     struct err away;       /* [publisher] why */
     uint64_t tried_usec;   /* [publisher] when connecting failed last */
+    struct keyset keys;    /* [publisher] of the batch that is being put together */
 
     pthread_mutex_t lock;
-    struct list queue;     /* [lock] */
+    struct queue queue;    /* [lock] */
     size_t accepted_bytes; /* [lock] of all that is accepted and not yet answered */
     bool asleep;           /* [lock] wants the bell */
     bool running;          /* [lock] */
     bool stopping;         /* [lock] */
 };
 
-/* ---- lists ---- */
-
-static void list_init(struct list *list)
-{
-    list->first = NULL;
-    list->tail = &list->first;
-}
-
-static void list_add(struct list *list, struct publish *publish)
-{
-    publish->next = NULL;
-    *list->tail = publish;
-    list->tail = &publish->next;
-}
-
-static struct publish *list_take(struct list *list)
-{
-    struct publish *publish = list->first;
-
-    if (publish == NULL)
-        return NULL;
-    list->first = publish->next;
-    if (list->first == NULL)
-        list->tail = &list->first;
-    publish->next = NULL;
-    return publish;
-}
-
-/* All of `from` behind what is in `to`; `from` is empty afterwards. */
-static void list_move(struct list *to, struct list *from)
-{
-    for (struct publish *publish; (publish = list_take(from)) != NULL;)
-        list_add(to, publish);
-}
-
-static uint64_t earliest_deadline(const struct list *list)
-{
-    uint64_t earliest = CLOCK_NEVER;
-
-    for (const struct publish *publish = list->first; publish != NULL;
-         publish = publish->next)
-        earliest = MIN(earliest, publish->deadline_usec);
-    return earliest;
-}
-
-static size_t request_bytes(const struct publish *publish)
-{
-    size_t bytes = 0;
-
-    for (size_t i = 0; i < publish->count; i++) {
-        const struct event *event = &publish->events[i];
-        bytes += event->data_len + event->channel_len + event->type_len;
-    }
-    return bytes;
-}
-
 /* ---- answers ---- */
+
+static void count_done(struct stats *stats, const struct publish *publish)
+{
+    size_t repeated = 0, known = 0;
+
+    for (size_t i = 0; i < publish->unit_count; i++) {
+        repeated += publish->units[i].known ? publish->units[i].count : 0;
+        known += publish->units[i].known;
+    }
+    stats_add(stats, STATS_EVENTS_PUBLISHED, publish->count - repeated);
+    stats_add(stats, STATS_PUBLISH_REPEATED, known > 0);
+    stats_observe_usec(stats, STATS_PUBLISH_SECONDS,
+                       clock_usec() - publish->accepted_usec);
+}
 
 static void count_answer(struct publisher *publisher, const struct publish *publish)
 {
@@ -128,11 +81,10 @@ static void count_answer(struct publisher *publisher, const struct publish *publ
     stats_gauge_add(stats, STATS_PUBLISH_WAITING, -(int64_t)publish->count);
     switch (publish->outcome) {
     case PUBLISH_DONE:
-        stats_add(stats, STATS_EVENTS_PUBLISHED, publish->count);
-        stats_observe_usec(stats, STATS_PUBLISH_SECONDS,
-                           clock_usec() - publish->accepted_usec);
+        count_done(stats, publish);
         break;
     case PUBLISH_REFUSED:
+    case PUBLISH_CONFLICT:
         stats_add(stats, STATS_PUBLISH_REFUSED, publish->count);
         break;
     case PUBLISH_UNAVAILABLE:
@@ -145,7 +97,7 @@ static void count_answer(struct publisher *publisher, const struct publish *publ
 static void answer(struct publisher *publisher, struct publish *publish,
                    enum publish_outcome outcome, const char *why)
 {
-    size_t bytes = request_bytes(publish);
+    size_t bytes = queue_bytes(publish);
 
     publish->outcome = outcome;
     (void)err_set(&publish->err, 0, "%s", why);
@@ -156,10 +108,10 @@ static void answer(struct publisher *publisher, struct publish *publish,
     publish->done(publish); /* the submitter's again, and perhaps gone */
 }
 
-static void answer_all(struct publisher *publisher, struct list *list,
+static void answer_all(struct publisher *publisher, struct queue *list,
                        enum publish_outcome outcome, const char *why)
 {
-    for (struct publish *publish; (publish = list_take(list)) != NULL;)
+    for (struct publish *publish; (publish = queue_take(list)) != NULL;)
         answer(publisher, publish, outcome, why);
 }
 
@@ -178,22 +130,22 @@ static bool is_hopeless(const struct publisher *publisher, const struct publish 
 }
 
 /* Moves those of `list` that are so to `ret_taken`. */
-static void take_if(const struct publisher *publisher, struct list *list,
+static void take_if(const struct publisher *publisher, struct queue *list,
                     bool (*is_so)(const struct publisher *, const struct publish *),
-                    struct list *ret_taken)
+                    struct queue *ret_taken)
 {
-    struct list rest;
+    struct queue rest;
 
-    list_init(&rest);
-    list_init(ret_taken);
-    for (struct publish *publish; (publish = list_take(list)) != NULL;)
-        list_add(is_so(publisher, publish) ? ret_taken : &rest, publish);
-    list_move(list, &rest);
+    queue_init(&rest);
+    queue_init(ret_taken);
+    for (struct publish *publish; (publish = queue_take(list)) != NULL;)
+        queue_add(is_so(publisher, publish) ? ret_taken : &rest, publish);
+    queue_move(list, &rest);
 }
 
 static void answer_hopeless(struct publisher *publisher)
 {
-    struct list late, hopeless;
+    struct queue late, hopeless;
 
     publisher->scanned_usec = clock_usec();
     pthread_mutex_lock(&publisher->lock);
@@ -257,22 +209,20 @@ static int open_connection(struct publisher *publisher, uint64_t deadline,
 /* ---- one batch ---- */
 
 /* Back to the front of the queue, for the next connection. */
-static void put_back(struct publisher *publisher, struct list *list)
+static void put_back(struct publisher *publisher, struct queue *list)
 {
     pthread_mutex_lock(&publisher->lock);
-    list_move(list, &publisher->queue);
-    list_move(&publisher->queue, list);
+    queue_move(list, &publisher->queue);
+    queue_move(&publisher->queue, list);
     pthread_mutex_unlock(&publisher->lock);
 }
 
 /* Before anybody is answered: who gives up waiting leaves the others their numbers. */
-static void set_numbers(const struct batch *batch, struct list *list)
+static void set_numbers(struct batch *batch, struct queue *list)
 {
-    uint64_t seq = batch->first_seq;
-
     for (struct publish *publish = list->first; publish != NULL; publish = publish->next)
-        for (size_t i = 0; i < publish->count; i++)
-            publish->events[i].seq = seq++;
+        batch_tell(batch, publish->events, publish->count, publish->units,
+                   publish->unit_count);
 }
 
 static enum batch_result ask_once(struct publisher *publisher, struct batch *batch,
@@ -300,12 +250,11 @@ static enum batch_result ask_once(struct publisher *publisher, struct batch *bat
 /* The COMMIT was not answered. Asks until it is known what became of it, or nobody waits
  * for the answer any more. */
 static enum batch_result find_fate(struct publisher *publisher, struct batch *batch,
-                                   struct list *list, struct err *err)
+                                   struct queue *list, struct err *err)
 {
     while (list->first != NULL && !grace_is_over(publisher)) {
-        struct list late;
-        enum batch_result result =
-            ask_once(publisher, batch, earliest_deadline(list), err);
+        struct queue late;
+        enum batch_result result = ask_once(publisher, batch, queue_deadline(list), err);
         if (result == BATCH_COMMITTED || result == BATCH_FAILED ||
             result == BATCH_UNKNOWN)
             return result;
@@ -318,20 +267,20 @@ static enum batch_result find_fate(struct publisher *publisher, struct batch *ba
     return BATCH_UNKNOWN;
 }
 
-static void run_list(struct publisher *publisher, struct list *list);
+static void run_list(struct publisher *publisher, struct queue *list);
 
 /* PostgreSQL will not have one of them: halved until it stands alone. */
-static void run_halves(struct publisher *publisher, struct list *list)
+static void run_halves(struct publisher *publisher, struct queue *list)
 {
-    struct list half;
+    struct queue half;
     size_t count = 0;
 
     for (const struct publish *publish = list->first; publish != NULL;
          publish = publish->next)
         count++;
-    list_init(&half);
+    queue_init(&half);
     for (size_t i = 0; i < count / 2; i++)
-        list_add(&half, list_take(list));
+        queue_add(&half, queue_take(list));
     run_list(publisher, &half);
     run_list(publisher, list);
 }
@@ -349,10 +298,11 @@ static bool is_refusal(const char *sqlstate)
     return false;
 }
 
-static void handle_failure(struct publisher *publisher, struct list *list,
+static void handle_failure(struct publisher *publisher, struct queue *list,
                            const char *sqlstate, struct err *err)
 {
-    bool refused = is_refusal(sqlstate);
+    bool conflict = strcmp(sqlstate, BATCH_CONFLICT) == 0;
+    bool refused = conflict || is_refusal(sqlstate);
     bool missing = database_schema_missing(sqlstate, err);
     bool read_only = strcmp(sqlstate, "25006") == 0;
     bool unprivileged = strcmp(sqlstate, "42501") == 0;
@@ -367,21 +317,24 @@ static void handle_failure(struct publisher *publisher, struct list *list,
         lose_connection(publisher, err);
     if (!refused && !missing)
         (void)err_prefix(err, 0, "the database did not commit");
-    answer_all(publisher, list, refused ? PUBLISH_REFUSED : PUBLISH_UNAVAILABLE,
+    answer_all(publisher, list,
+               conflict  ? PUBLISH_CONFLICT
+               : refused ? PUBLISH_REFUSED
+                         : PUBLISH_UNAVAILABLE,
                err->text);
 }
 
-static enum batch_result commit_list(struct publisher *publisher, struct list *list,
+static enum batch_result commit_list(struct publisher *publisher, struct queue *list,
                                      char ret_sqlstate[6], struct err *err)
 {
     CLEANUP(batch_done) struct batch batch;
-    uint64_t deadline = MIN(earliest_deadline(list), clock_usec() + STATEMENT_USEC);
+    uint64_t deadline = MIN(queue_deadline(list), clock_usec() + STATEMENT_USEC);
 
     batch_init(&batch);
     for (const struct publish *publish = list->first; publish != NULL;
          publish = publish->next)
-        for (size_t i = 0; i < publish->count; i++)
-            batch_add(&batch, &publish->events[i]);
+        batch_add(&batch, publish->events, publish->count, publish->units,
+                  publish->unit_count);
     ret_sqlstate[0] = '\0';
     if (batch_ok(&batch) < 0) {
         memcpy(ret_sqlstate, "53200",
@@ -395,18 +348,22 @@ static enum batch_result commit_list(struct publisher *publisher, struct list *l
         set_numbers(&batch, list);
     if (result == BATCH_LOST || result == BATCH_UNKNOWN)
         lose_connection(publisher, err);
+    if (result == BATCH_UNKNOWN && batch.inserted == 0)
+        return BATCH_COMMITTED; /* all of it was, before */
     if (result == BATCH_UNKNOWN) {
         result = find_fate(publisher, &batch, list, err);
         return result == BATCH_FAILED ? BATCH_LOST : result; /* once more, then */
     }
-    if (result == BATCH_FAILED)
+    if (result == BATCH_FAILED) {
         memcpy(ret_sqlstate, batch.sqlstate, sizeof(batch.sqlstate));
+        list->first->conflict = batch.conflict_key; /* if it stands alone */
+    }
     return result;
 }
 
 /* One transaction, or with bad luck some more; `list` is empty afterwards: answered, or
  * back in the queue. */
-static void run_list(struct publisher *publisher, struct list *list)
+static void run_list(struct publisher *publisher, struct queue *list)
 {
     enum batch_result result = BATCH_LOST;
     struct err err = {0};
@@ -434,22 +391,15 @@ static void run_list(struct publisher *publisher, struct list *list)
 
 /* ---- the thread ---- */
 
-/* What waits, up to a batch's size; at least one request, which is never divided. */
-static void take_batch(struct publisher *publisher, struct list *ret_list)
+/* What waits, up to a batch's size. */
+static void take_batch(struct publisher *publisher, struct queue *ret_list)
 {
-    struct list late;
-    size_t events = 0, bytes = 0;
+    struct queue late;
 
-    list_init(ret_list);
+    queue_init(ret_list);
     pthread_mutex_lock(&publisher->lock);
-    while (publisher->queue.first != NULL) {
-        const struct publish *publish = publisher->queue.first;
-        events += publish->count;
-        bytes += request_bytes(publish);
-        if (ret_list->first != NULL && (events > BATCH_EVENTS || bytes > BATCH_BYTES))
-            break;
-        list_add(ret_list, list_take(&publisher->queue));
-    }
+    queue_take_batch(&publisher->queue, BATCH_EVENTS, BATCH_BYTES, &publisher->keys,
+                     ret_list);
     pthread_mutex_unlock(&publisher->lock);
 
     take_if(publisher, ret_list, is_late, &late);
@@ -465,7 +415,7 @@ static int sleep_until(struct publisher *publisher, uint64_t until, struct err *
 
     pthread_mutex_lock(&publisher->lock);
     publisher->asleep = true;
-    until = MIN(until, earliest_deadline(&publisher->queue));
+    until = MIN(until, queue_deadline(&publisher->queue));
     if ((connected && publisher->queue.first != NULL) || publisher->stopping)
         until = 0;
     pthread_mutex_unlock(&publisher->lock);
@@ -480,14 +430,14 @@ static int sleep_until(struct publisher *publisher, uint64_t until, struct err *
 
 static int turn(struct publisher *publisher, struct err *err)
 {
-    struct list list;
+    struct queue list;
     uint64_t deadline;
 
     if (publisher->away_usec != 0 || clock_usec() >= publisher->scanned_usec + SCAN_USEC)
         answer_hopeless(publisher);
     if (!database_connected(publisher->database)) {
         pthread_mutex_lock(&publisher->lock);
-        deadline = earliest_deadline(&publisher->queue);
+        deadline = queue_deadline(&publisher->queue);
         pthread_mutex_unlock(&publisher->lock);
 
         const uint64_t due =
@@ -518,7 +468,7 @@ static bool is_done(struct publisher *publisher)
 static void run(void *argument)
 {
     struct publisher *publisher = argument;
-    struct list rest;
+    struct queue rest;
 
     THREAD_ASSERT(THREAD_PUBLISHER);
     while (!is_done(publisher)) {
@@ -531,10 +481,10 @@ static void run(void *argument)
             lose_connection(publisher, &err);
     }
 
-    list_init(&rest);
+    queue_init(&rest);
     pthread_mutex_lock(&publisher->lock);
     publisher->running = false;
-    list_move(&rest, &publisher->queue);
+    queue_move(&rest, &publisher->queue);
     pthread_mutex_unlock(&publisher->lock);
     answer_all(publisher, &rest, PUBLISH_UNAVAILABLE, STOPPING);
     database_close(publisher->database);
@@ -544,7 +494,7 @@ static void run(void *argument)
 
 int publisher_submit(struct publisher *publisher, struct publish *publish)
 {
-    size_t bytes = request_bytes(publish);
+    size_t bytes = queue_bytes(publish);
     bool ring = false;
     int code = 0;
 
@@ -559,7 +509,7 @@ int publisher_submit(struct publisher *publisher, struct publish *publish)
         publisher->accepted_bytes += bytes;
         stats_gauge_add(publisher->settings.stats, STATS_PUBLISH_WAITING,
                         (int64_t)publish->count);
-        list_add(&publisher->queue, publish);
+        queue_add(&publisher->queue, publish);
         ring = publisher->asleep;
         publisher->asleep = false; /* one ring is enough */
     }
@@ -613,7 +563,7 @@ struct publisher *publisher_new(const struct publisher_settings *settings)
         return NULL;
     publisher->settings = *settings;
     publisher->settings.dsn = publisher->settings.password = NULL; /* kept by database */
-    list_init(&publisher->queue);
+    queue_init(&publisher->queue);
     publisher->stop_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
     if (publisher->stop_fd < 0 || mailbox_init(&publisher->bell, NULL) < 0 ||
         pthread_mutex_init(&publisher->lock, NULL) != 0)

@@ -15,6 +15,8 @@
  *     said only when PostgreSQL could not be asked for the transaction's fate in time.
  *   - a request that PostgreSQL refuses spoils no other: the batch is halved until it
  *     stands alone.
+ *   - events that stand under a key (struct event_unit) are committed once, however often
+ *     and to however many gateways they are submitted.
  *
  * Threads: submit from any; done() is called on the publisher's thread and must not wait.
  */
@@ -23,32 +25,10 @@
 
 #include "base.h"
 #include "err.h"
-#include "event.h"
+#include "queue.h"
 #include "stats.h"
 
 struct publisher;
-
-enum publish_outcome {
-    PUBLISH_DONE,    /* committed; events[i].seq is set */
-    PUBLISH_REFUSED, /* PostgreSQL will never take it (class 22, 23, 44, P0); err says why */
-    PUBLISH_UNAVAILABLE, /* not committed: away, read-only, full, slow; err says why */
-    PUBLISH_UNKNOWN,     /* the connection broke at COMMIT and no answer came in time */
-};
-
-/* One request. The submitter owns it and everything it points to, and leaves all of it
- * alone from publisher_submit() until done(). */
-struct publish {
-    struct event *events;
-    size_t count;           /* at least 1 */
-    uint64_t deadline_usec; /* clock_usec() by which done() comes */
-    void (*done)(struct publish *publish);
-
-    enum publish_outcome outcome; /* set before done() */
-    struct err err;
-
-    struct publish *next;   /* the publisher's own */
-    uint64_t accepted_usec; /* the publisher's own */
-};
 
 struct publisher_settings {
     const char *dsn;      /* libpq connection string; NULL or "": libpq's PG* variables */

@@ -29,6 +29,8 @@ static const struct figure counters[STATS_COUNTER_COUNT] = {
                                 "Events committed for POST requests."},
     [STATS_PUBLISH_BATCHES] = {"publish_batches_total", NULL,
                                "Commits that the published events took."},
+    [STATS_PUBLISH_REPEATED] = {"publish_repeated_requests_total", NULL,
+                                "Requests with a key that was known already."},
     [STATS_PUBLISH_REFUSED] = {"publish_refused_events_total", NULL,
                                "Events that the database refused for good."},
     [STATS_PUBLISH_UNAVAILABLE] = {"publish_unavailable_events_total", NULL,

@@ -21,6 +21,7 @@ enum stats_counter {
     STATS_DELIVERED_BYTES,       /* bytes handed to sockets by streams */
     STATS_EVENTS_PUBLISHED,      /* committed by POST */
     STATS_PUBLISH_BATCHES,       /* commits they took */
+    STATS_PUBLISH_REPEATED,      /* requests answered, all or in part, from a known key */
     STATS_PUBLISH_REFUSED,     /* events whose request was answered 4xx by the database */
     STATS_PUBLISH_UNAVAILABLE, /* events whose request was answered 503 */
     STATS_EVENTS_NUMBERED,     /* rows of others numbered by this gateway's sweeps */

@@ -20,6 +20,7 @@ struct world {
 struct request {
     struct publish publish;
     struct event events[4];
+    struct event_unit unit;
     _Atomic int answers;
 };
 
@@ -50,6 +51,17 @@ static void make(struct request *request, size_t count, const char *data, uint64
                          .count = count,
                          .deadline_usec = clock_usec() + msec * USEC_PER_MSEC,
                          .done = on_done};
+}
+
+/* All of the request under that key. */
+static void make_keyed(struct request *request, const char *key, size_t count,
+                       const char *data, uint64_t msec)
+{
+    make(request, count, data, msec);
+    request->unit =
+        (struct event_unit){.key = key, .key_len = strlen(key), .count = count};
+    request->publish.units = &request->unit;
+    request->publish.unit_count = 1;
 }
 
 static void submit(struct world *world, struct request *request)
@@ -217,6 +229,57 @@ static void a_check_constraint_refuses(void **state)
     assert_non_null(strstr(request.publish.err.text, "channel_characters"));
 }
 
+static void a_key_is_published_once_however_often_it_waits(void **state)
+{
+    struct world *world = *state;
+    struct request requests[40];
+    size_t known = 0;
+
+    start(world, world->pg.dsn);
+    publish_one(world);
+    for (int i = 0; i < 40; i++) {
+        make_keyed(&requests[i], i % 2 ? "i:odd" : "i:even", 2, "1", 8000);
+        submit(world, &requests[i]);
+    }
+    for (int i = 0; i < 40; i++) {
+        assert_int_equal(wait_for(&requests[i]), PUBLISH_DONE);
+        assert_int_equal(requests[i].events[0].seq, requests[i % 2].events[0].seq);
+        assert_int_equal(requests[i].events[1].seq, requests[i].events[0].seq + 1);
+        known += requests[i].unit.known;
+    }
+    assert_int_equal(known, 38);
+    assert_int_equal(rows(world), 5);
+    assert_int_equal(stats_counter_value(world->stats, STATS_EVENTS_PUBLISHED), 5);
+    assert_int_equal(stats_counter_value(world->stats, STATS_PUBLISH_REPEATED), 38);
+}
+
+static void a_key_used_otherwise_spoils_no_other(void **state)
+{
+    struct world *world = *state;
+    struct request first, requests[64];
+
+    start(world, world->pg.dsn);
+    make_keyed(&first, "i:taken", 1, "1", 8000);
+    submit(world, &first);
+    assert_int_equal(wait_for(&first), PUBLISH_DONE);
+    pg_run(world->pg.conn,
+           "BEGIN; SELECT gateway.lock_order()"); /* so that they gather */
+    for (int i = 0; i < 64; i++) {
+        if (i % 16 == 5)
+            make_keyed(&requests[i], "i:taken", 2, "2", 8000);
+        else
+            make(&requests[i], 2, "{}", 8000);
+        submit(world, &requests[i]);
+    }
+    pg_run(world->pg.conn, "COMMIT");
+    for (int i = 0; i < 64; i++)
+        assert_int_equal(wait_for(&requests[i]),
+                         i % 16 == 5 ? PUBLISH_CONFLICT : PUBLISH_DONE);
+    assert_int_equal(requests[5].publish.conflict, 0);
+    assert_int_equal(rows(world), 1 + 2 * 60);
+    assert_int_equal(stats_counter_value(world->stats, STATS_PUBLISH_REFUSED), 8);
+}
+
 static void a_queue_that_is_full_says_so(void **state)
 {
     struct world *world = *state;
@@ -299,6 +362,58 @@ static void an_answer_lost_after_the_commit_is_found_out(void **state)
     }
     assert_int_equal(proxy_hits(&world->proxy), 5);
     assert_int_equal(rows(world), 6);
+}
+
+/* The same, when the lost COMMIT is one of nothing: all was known. And when some was. */
+static void a_retry_whose_answer_is_lost_is_answered(void **state)
+{
+    struct world *world = *state;
+    struct request first, again, mixed, other;
+
+    start(world, world->proxy.dsn);
+    make_keyed(&first, "i:k", 2, "1", 8000);
+    submit(world, &first);
+    assert_int_equal(wait_for(&first), PUBLISH_DONE);
+
+    proxy_set(&world->proxy, PROXY_SWALLOW);
+    make_keyed(&again, "i:k", 2, "1", 8000);
+    submit(world, &again);
+    assert_int_equal(wait_for(&again), PUBLISH_DONE);
+    assert_true(again.unit.known);
+    assert_int_equal(again.events[1].seq, 2);
+
+    pg_run(world->pg.conn, "BEGIN; SELECT gateway.lock_order()");
+    make(&other, 1, "1", 8000);
+    submit(world, &other); /* waits for the lock, and the next two behind it */
+    make_keyed(&mixed, "i:k", 2, "1", 8000);
+    submit(world, &mixed);
+    make_keyed(&first, "i:l", 2, "1", 8000);
+    submit(world, &first);
+    proxy_set(&world->proxy, PROXY_SWALLOW);
+    pg_run(world->pg.conn, "COMMIT");
+    assert_int_equal(wait_for(&other), PUBLISH_DONE);
+    assert_int_equal(wait_for(&mixed), PUBLISH_DONE);
+    assert_int_equal(wait_for(&first), PUBLISH_DONE);
+    assert_int_equal(mixed.events[0].seq, 1);
+    assert_false(first.unit.known);
+    assert_int_equal(first.events[1].seq, first.events[0].seq + 1);
+    assert_int_equal(proxy_hits(&world->proxy), 2);
+    assert_int_equal(rows(world), 5);
+}
+
+static void a_keyed_commit_that_never_arrived_is_done_again(void **state)
+{
+    struct world *world = *state;
+    struct request request;
+
+    start(world, world->proxy.dsn);
+    publish_one(world);
+    proxy_set(&world->proxy, PROXY_CUT_AT_COMMIT);
+    make_keyed(&request, "i:k", 2, "1", 8000);
+    submit(world, &request);
+    assert_int_equal(wait_for(&request), PUBLISH_DONE);
+    assert_false(request.unit.known);
+    assert_int_equal(rows(world), 3);
 }
 
 static void a_commit_that_never_arrived_is_done_again(void **state)
@@ -520,11 +635,15 @@ int main(void)
         WITH_PG(requests_that_wait_share_a_batch),
         WITH_PG(a_refused_request_spoils_no_other),
         WITH_PG(a_check_constraint_refuses),
+        WITH_PG(a_key_is_published_once_however_often_it_waits),
+        WITH_PG(a_key_used_otherwise_spoils_no_other),
         WITH_PG(a_queue_that_is_full_says_so),
         WITH_PG(a_large_request_is_one_unit),
         WITH_PG(killed_connections_lose_and_double_nothing),
         WITH_PG(an_answer_lost_after_the_commit_is_found_out),
         WITH_PG(a_commit_that_never_arrived_is_done_again),
+        WITH_PG(a_retry_whose_answer_is_lost_is_answered),
+        WITH_PG(a_keyed_commit_that_never_arrived_is_done_again),
         WITH_PG(a_session_left_behind_is_ended),
         WITH_PG(a_frozen_server_at_the_commit_is_unknown_in_time),
         WITH_PG(a_frozen_server_is_noticed_by_the_deadline),
