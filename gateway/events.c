@@ -1,6 +1,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 #include "clock.h"
 #include "events.h"
@@ -13,6 +14,8 @@
 
 /* ?last=N, at the most. */
 #define LAST_MAX 10000
+
+#define IDEMPOTENCY_KEY "Idempotency-Key"
 
 static const struct events_common *common_of(const struct exchange *exchange)
 {
@@ -250,11 +253,44 @@ static void publication_free(void *state)
     free(publication);
 }
 
-static struct request_form form_of(const struct exchange *exchange)
-{
-    struct request_form form = {
-        .content_type = exchange_header(exchange, MHD_HTTP_HEADER_CONTENT_TYPE)};
+/* Of a POST's headers, those that may be several. */
+struct post_headers {
+    struct cloudevents_header cloudevents[CLOUDEVENTS_ATTRIBUTES_MAX];
+    size_t cloudevents_count; /* there may be more than fit */
+    unsigned keys;
+};
 
+static enum MHD_Result take_header(void *argument, enum MHD_ValueKind kind,
+                                   const char *name, size_t name_len, const char *value,
+                                   size_t value_len)
+{
+    struct post_headers *headers = argument;
+
+    (void)kind;
+    (void)name_len;
+    (void)value_len;
+    headers->keys += strcasecmp(name, IDEMPOTENCY_KEY) == 0;
+    if (strncasecmp(name, "ce-", 3) != 0)
+        return MHD_YES;
+    if (headers->cloudevents_count < ARRAY_SIZE(headers->cloudevents))
+        headers->cloudevents[headers->cloudevents_count] =
+            (struct cloudevents_header){name + 3, value != NULL ? value : ""};
+    headers->cloudevents_count++;
+    return MHD_YES;
+}
+
+static struct form form_of(const struct exchange *exchange, struct post_headers *headers)
+{
+    struct form form = {
+        .content_type = exchange_header(exchange, MHD_HTTP_HEADER_CONTENT_TYPE),
+        .idempotency_key = exchange_header(exchange, IDEMPOTENCY_KEY),
+        .headers = headers->cloudevents,
+    };
+
+    *headers = (struct post_headers){.keys = 0};
+    (void)MHD_get_connection_values_n(exchange->mhd, MHD_HEADER_KIND, take_header,
+                                      headers);
+    form.header_count = MIN(headers->cloudevents_count, ARRAY_SIZE(headers->cloudevents));
     form.channel = exchange_query(exchange, "channel", &form.channel_len);
     form.type = exchange_query(exchange, "type", &form.type_len);
     return form;
@@ -293,6 +329,16 @@ static enum MHD_Result count_parameter(void *argument, enum MHD_ValueKind kind,
     return MHD_YES;
 }
 
+static int check_post_headers(const struct post_headers *headers, struct err *err)
+{
+    if (headers->keys > 1)
+        return err_set(err, -EINVAL, "there are two " IDEMPOTENCY_KEY " headers");
+    if (headers->cloudevents_count > ARRAY_SIZE(headers->cloudevents))
+        return err_set(err, -EINVAL, "there are more than %d ce- headers",
+                       CLOUDEVENTS_ATTRIBUTES_MAX);
+    return 0;
+}
+
 /* 0, or -EINVAL with the problem. */
 static int check_post_query(const struct exchange *exchange, struct err *err)
 {
@@ -311,10 +357,11 @@ static int check_post_query(const struct exchange *exchange, struct err *err)
 
 bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
 {
-    const struct request_form form = form_of(exchange);
+    struct post_headers headers;
+    const struct form form = form_of(exchange, &headers);
     const char *length = exchange_header(exchange, MHD_HTTP_HEADER_CONTENT_LENGTH);
     const char *coding = exchange_header(exchange, MHD_HTTP_HEADER_TRANSFER_ENCODING);
-    struct request_problem problem;
+    struct problem problem;
     struct err err;
     char detail[80];
 
@@ -331,9 +378,10 @@ bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
     else if (!exchange_origin_is_fine(exchange))
         *ret_result = refuse_unread(
             exchange, 403, "this origin may not publish; see [http] cors_origins");
-    else if (check_post_query(exchange, &err) < 0)
+    else if (check_post_query(exchange, &err) < 0 ||
+             check_post_headers(&headers, &err) < 0)
         *ret_result = refuse_unread(exchange, 400, err.text);
-    else if (request_check_form(&form, &problem) < 0)
+    else if (form_check(&form, &problem) < 0)
         *ret_result = refuse_unread(exchange, problem.status, problem.detail.text);
     else if (length != NULL && strtoull(length, NULL, 10) > exchange->body_max)
         *ret_result = refuse_unread(exchange, 413, detail);
@@ -354,6 +402,8 @@ static enum MHD_Result submit(struct exchange *exchange, struct publication *pub
     publication->publish = (struct publish){
         .events = publication->request.events,
         .count = publication->request.count,
+        .units = publication->request.units,
+        .unit_count = publication->request.unit_count,
         .deadline_usec = clock_usec() + common->publish_time_usec,
         .done = published,
         .outcome = PUBLISH_UNAVAILABLE,
@@ -373,8 +423,9 @@ static enum MHD_Result submit(struct exchange *exchange, struct publication *pub
 
 static enum MHD_Result begin_publication(struct exchange *exchange)
 {
-    const struct request_form form = form_of(exchange);
-    struct request_problem problem = {0};
+    struct post_headers headers;
+    const struct form form = form_of(exchange, &headers);
+    struct problem problem = {0};
     struct publication *publication = calloc(1, sizeof(*publication));
 
     if (publication == NULL)
@@ -397,6 +448,16 @@ static enum MHD_Result begin_publication(struct exchange *exchange)
     return submit(exchange, publication);
 }
 
+/* 200: nothing is new, because all of it is under keys that were known. */
+static unsigned status_of(const struct request *request)
+{
+    size_t repeated = 0;
+
+    for (size_t i = 0; i < request->unit_count; i++)
+        repeated += request->units[i].known ? request->units[i].count : 0;
+    return repeated == request->count ? MHD_HTTP_OK : MHD_HTTP_CREATED;
+}
+
 static enum MHD_Result answer_created(struct exchange *exchange,
                                       const struct request *request)
 {
@@ -408,8 +469,20 @@ static enum MHD_Result answer_created(struct exchange *exchange,
         (void)snprintf(location, sizeof(location), "/events/%s", id);
         exchange_say(exchange, MHD_HTTP_HEADER_LOCATION, location);
     }
-    return exchange_text(exchange, MHD_HTTP_CREATED, "application/json",
+    return exchange_text(exchange, status_of(request), "application/json",
                          request_answer(request));
+}
+
+static enum MHD_Result answer_conflict(struct exchange *exchange,
+                                       const struct publish *publish)
+{
+    if (exchange_header(exchange, IDEMPOTENCY_KEY) != NULL)
+        return exchange_problem(exchange, 422,
+                                "this " IDEMPOTENCY_KEY " was used for other events");
+    return exchange_problem(exchange, 422,
+                            "event %zu: another event was published with its source and "
+                            "id",
+                            publish->conflict + 1);
 }
 
 enum MHD_Result events_publish(struct exchange *exchange)
@@ -431,7 +504,7 @@ enum MHD_Result events_publish(struct exchange *exchange)
     case PUBLISH_REFUSED:
         return exchange_problem(exchange, 400, "%s", publication->publish.err.text);
     case PUBLISH_CONFLICT:
-        return exchange_problem(exchange, 422, "%s", publication->publish.err.text);
+        return answer_conflict(exchange, &publication->publish);
     case PUBLISH_UNAVAILABLE:
     case PUBLISH_UNKNOWN:
         break;

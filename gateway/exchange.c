@@ -129,6 +129,37 @@ static void add_cors(const struct exchange *exchange, struct MHD_Response *respo
                                   "Location, Retry-After");
 }
 
+/* CloudEvents bring headers of any name behind "ce-", and there is no wildcard for that: those
+ * that are asked for are named. */
+static void add_ce_headers(struct buf *list, const char *asked)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789";
+
+    for (const char *at = asked; *at != '\0';) {
+        at += strspn(at, ", \t");
+        const size_t len = strcspn(at, ", \t");
+
+        if (len > 3 && strncasecmp(at, "ce-", 3) == 0 &&
+            strspn(at + 3, letters) >= len - 3)
+            (void)buf_add_format(list, ", %.*s", (int)len, at);
+        at += len;
+    }
+}
+
+static void add_allowed_headers(const struct exchange *exchange,
+                                struct MHD_Response *response)
+{
+    CLEANUP(buf_done) struct buf list = BUF_EMPTY;
+    const char *asked = exchange_header(exchange, "Access-Control-Request-Headers");
+
+    (void)buf_add_text(&list,
+                       "Content-Type, Last-Event-ID, Cache-Control, Idempotency-Key");
+    add_ce_headers(&list, asked != NULL ? asked : "");
+    if (buf_ok(&list) == 0)
+        (void)MHD_add_response_header(response, "Access-Control-Allow-Headers",
+                                      list.data);
+}
+
 void exchange_add_preflight(const struct exchange *exchange,
                             struct MHD_Response *response, const char *methods)
 {
@@ -137,8 +168,7 @@ void exchange_add_preflight(const struct exchange *exchange,
     if (origin == NULL || !list_has(exchange->common->cors_origins, origin))
         return;
     (void)MHD_add_response_header(response, "Access-Control-Allow-Methods", methods);
-    (void)MHD_add_response_header(response, "Access-Control-Allow-Headers",
-                                  "Content-Type, Last-Event-ID, Cache-Control");
+    add_allowed_headers(exchange, response);
     (void)MHD_add_response_header(response, "Access-Control-Max-Age", "86400");
 }
 
@@ -218,7 +248,7 @@ enum MHD_Result exchange_text(struct exchange *exchange, unsigned status,
 enum MHD_Result exchange_problem(struct exchange *exchange, unsigned status,
                                  const char *format, ...)
 {
-    struct request_problem problem = {.status = status};
+    struct problem problem = {.status = status};
     va_list arguments;
 
     va_start(arguments, format);
@@ -228,5 +258,5 @@ enum MHD_Result exchange_problem(struct exchange *exchange, unsigned status,
     if (status == MHD_HTTP_TOO_MANY_REQUESTS || status == MHD_HTTP_SERVICE_UNAVAILABLE)
         say_retry_after(exchange);
     return exchange_text(exchange, status, "application/problem+json",
-                         request_problem_json(&problem));
+                         problem_json(&problem));
 }

@@ -11,121 +11,6 @@
 /* Of what somebody sent, so much is repeated in a complaint about it. */
 #define QUOTED_MAX 64
 
-enum form { FORM_JSON, FORM_NDJSON, FORM_TEXT };
-
-static int problem_set(struct request_problem *problem, unsigned status,
-                       const char *format, ...) PRINTF_LIKE(3, 4);
-
-static int problem_set(struct request_problem *problem, unsigned status,
-                       const char *format, ...)
-{
-    char text[sizeof(problem->detail.text)];
-    va_list arguments;
-
-    va_start(arguments, format);
-    (void)vsnprintf(text, sizeof(text), format, arguments);
-    va_end(arguments);
-    problem->status = status;
-    return err_set(&problem->detail, -EINVAL, "%s", text);
-}
-
-/* -- the media type -- */
-
-/* The text begins with the word (letters in any case), and nothing of the word goes on. */
-static bool is_media_type(const char *text, const char *word)
-{
-    const size_t len = strlen(word);
-
-    return strncasecmp(text, word, len) == 0 && strchr("; \t", text[len]) != NULL;
-}
-
-/* application/vnd.github+json and the like: somebody's webhook. CloudEvents have a meaning
- * of their own. */
-static bool is_vendor_json(const char *text)
-{
-    static const char application[] = "application/";
-    const size_t len = strcspn(text, "; \t");
-
-    return strncasecmp(text, application, sizeof(application) - 1) == 0 && len > 5 &&
-           strncasecmp(text + len - 5, "+json", 5) == 0 &&
-           strncasecmp(text + sizeof(application) - 1, "cloudevents", 11) != 0;
-}
-
-/* A charset parameter must be one that UTF-8 text is. */
-static bool charset_is_utf8(const char *text)
-{
-    static const char *const fine[] = {"utf-8", "utf8", "us-ascii"};
-    const char *charset = strcasestr(text, "charset=");
-
-    if (charset == NULL)
-        return true;
-    charset += strlen("charset=");
-    charset += *charset == '"';
-    for (size_t i = 0; i < ARRAY_SIZE(fine); i++) {
-        const size_t len = strlen(fine[i]);
-
-        if (strncasecmp(charset, fine[i], len) == 0 &&
-            strchr("\"; \t", charset[len]) != NULL)
-            return true;
-    }
-    return false;
-}
-
-static int find_form(const struct request_form *form, enum form *ret_form,
-                     struct request_problem *problem)
-{
-    const char *type = form->content_type;
-
-    if (type == NULL || *type == '\0')
-        return problem_set(problem, 415,
-                           "there is no Content-Type; for an event send "
-                           "\"Content-Type: application/json\"");
-    if (!charset_is_utf8(type))
-        return problem_set(problem, 415, "the charset of \"%s\" is not UTF-8", type);
-
-    if (is_media_type(type, "application/json"))
-        *ret_form = FORM_JSON;
-    else if (is_media_type(type, "application/x-ndjson"))
-        *ret_form = FORM_NDJSON;
-    else if (is_media_type(type, "text/plain") && form->channel != NULL)
-        *ret_form = FORM_TEXT;
-    else if (is_vendor_json(type) && form->channel != NULL)
-        *ret_form = FORM_JSON;
-    else if (is_media_type(type, "text/plain") || is_vendor_json(type))
-        return problem_set(problem, 415,
-                           "\"%s\" needs ?channel= in the query; without it send "
-                           "application/json or application/x-ndjson",
-                           type);
-    else
-        return problem_set(problem, 415,
-                           "\"%s\" is not taken; send application/json, "
-                           "application/x-ndjson, or text/plain with ?channel=%s",
-                           type,
-                           is_media_type(type, "application/x-www-form-urlencoded")
-                               ? " (curl -d needs -H 'Content-Type: application/json')"
-                               : "");
-    return 0;
-}
-
-int request_check_form(const struct request_form *form,
-                       struct request_problem *ret_problem)
-{
-    enum form kind;
-    struct err err;
-    const int result = find_form(form, &kind, ret_problem);
-
-    if (result < 0)
-        return result;
-    if (form->type != NULL && form->channel == NULL)
-        return problem_set(ret_problem, 400, "?type= needs ?channel= beside it");
-    if (form->channel != NULL &&
-        event_check_channel(form->channel, form->channel_len, &err) < 0)
-        return problem_set(ret_problem, 400, "%s", err.text);
-    if (form->type != NULL && event_check_type(form->type, form->type_len, &err) < 0)
-        return problem_set(ret_problem, 400, "%s", err.text);
-    return 0;
-}
-
 /* -- memory -- */
 
 /* Twice the room, for one of the request's two arrays. */
@@ -174,12 +59,27 @@ static int add_event(struct request *request, const struct event *event)
     return 0;
 }
 
+static int add_unit(struct request *request, const struct event_unit *unit)
+{
+    if (request->unit_count == request->unit_capacity) {
+        void *units = request->units;
+        const int result = grow(&units, &request->unit_capacity, sizeof(*request->units));
+
+        request->units = units;
+        if (result < 0)
+            return result;
+    }
+    request->units[request->unit_count++] = *unit;
+    return 0;
+}
+
 void request_done(struct request *request)
 {
     for (size_t i = 0; i < request->text_count; i++)
         free(request->texts[i]);
     free(request->texts);
     free(request->events);
+    free(request->units);
     *request = (struct request){0};
 }
 
@@ -191,7 +91,7 @@ struct walk {
     size_t len;
     size_t at;
     const char *where; /* "event 3: " or "" */
-    struct request_problem *problem;
+    struct problem *problem;
 };
 
 static int bad(struct walk *walk, const char *what)
@@ -305,7 +205,7 @@ static int complete_event(struct walk *walk, struct event *event)
 
 /* The object in text[0..len), already known to be JSON. */
 static int parse_object(struct request *request, const char *text, size_t len,
-                        const char *where, struct request_problem *problem)
+                        const char *where, struct problem *problem)
 {
     struct walk walk = {text, len, 0, where, problem};
     struct event event = {0};
@@ -327,14 +227,44 @@ static int parse_object(struct request *request, const char *text, size_t len,
     return result < 0 ? result : add_event(request, &event);
 }
 
+/* A CloudEvent in text[0..len), already known to be JSON; a unit of its own. */
+static int parse_cloudevent(struct request *request, const struct form *form,
+                            const char *text, size_t len, const char *where,
+                            struct problem *problem)
+{
+    struct walk walk = {text, len, 0, where, problem};
+    struct cloudevent found;
+    struct err err;
+    int result = cloudevents_read(text, len, &found, &err);
+
+    if (result == -EINVAL)
+        return bad(&walk, err.text);
+    if (result == 0)
+        result = keep_text(request, found.memory);
+    if (result < 0)
+        return result;
+    if (form->channel != NULL) {
+        found.event.channel = form->channel;
+        found.event.channel_len = form->channel_len;
+    }
+    result = complete_event(&walk, &found.event);
+    if (result == 0)
+        result = add_unit(request, &(struct event_unit){.key = found.key,
+                                                        .key_len = found.key_len,
+                                                        .first = request->count,
+                                                        .count = 1});
+    return result < 0 ? result : add_event(request, &found.event);
+}
+
 /* One value of the body: an event, or with ?channel= the data of one. */
-static int parse_value(struct request *request, const struct request_form *form,
-                       const char *text, size_t len, const char *where,
-                       struct request_problem *problem)
+static int parse_value(struct request *request, const struct form *form, const char *text,
+                       size_t len, const char *where, struct problem *problem)
 {
     if (request->count >= REQUEST_EVENTS_MAX)
         return problem_set(problem, 400, "more than %d events in one request",
                            REQUEST_EVENTS_MAX);
+    if (request->cloudevents)
+        return parse_cloudevent(request, form, text, len, where, problem);
     if (form->channel == NULL)
         return parse_object(request, text, len, where, problem);
 
@@ -352,8 +282,8 @@ static int parse_value(struct request *request, const struct request_form *form,
 
 /* -- the forms -- */
 
-static int parse_array(struct request *request, const struct request_form *form,
-                       const char *text, size_t len, struct request_problem *problem)
+static int parse_array(struct request *request, const struct form *form, const char *text,
+                       size_t len, struct problem *problem)
 {
     struct walk walk = {text, len, json_skip_space(text, len, 1), "", problem};
     char where[40];
@@ -375,21 +305,21 @@ static int parse_array(struct request *request, const struct request_form *form,
     return 0;
 }
 
-static int parse_json(struct request *request, const struct request_form *form,
-                      const char *body, size_t len, struct request_problem *problem)
+static int parse_json(struct request *request, const struct form *form, const char *body,
+                      size_t len, struct problem *problem)
 {
     struct err err;
     size_t begin, end;
 
     if (json_check(body, len, &begin, &end, &err) < 0)
         return problem_set(problem, 400, "not JSON: %s", err.text);
-    if (form->channel == NULL && body[begin] == '[')
+    if (form->channel == NULL && body[begin] == '[' && !request->cloudevents)
         return parse_array(request, form, body + begin, end - begin, problem);
     return parse_value(request, form, body + begin, end - begin, "", problem);
 }
 
-static int parse_lines(struct request *request, const struct request_form *form,
-                       const char *body, size_t len, struct request_problem *problem)
+static int parse_lines(struct request *request, const struct form *form, const char *body,
+                       size_t len, struct problem *problem)
 {
     size_t number = 0;
 
@@ -418,8 +348,8 @@ static int parse_lines(struct request *request, const struct request_form *form,
     return 0;
 }
 
-static int parse_text(struct request *request, const struct request_form *form,
-                      const char *body, size_t len, struct request_problem *problem)
+static int parse_text(struct request *request, const struct form *form, const char *body,
+                      size_t len, struct problem *problem)
 {
     json_t *value = json_stringn(body, len);
     char *text = json_dumps(value, JSON_ENCODE_ANY);
@@ -430,33 +360,145 @@ static int parse_text(struct request *request, const struct request_form *form,
                       : parse_value(request, form, text, strlen(text), "", problem);
 }
 
-int request_parse(struct request *request, const struct request_form *form,
-                  const char *body, size_t len, struct request_problem *ret_problem)
+static int parse_batch(struct request *request, const struct form *form, const char *body,
+                       size_t len, struct problem *problem)
 {
-    enum form kind;
-    int result = find_form(form, &kind, ret_problem);
+    struct err err;
+    size_t begin, end;
 
-    *request = (struct request){0};
+    if (json_check(body, len, &begin, &end, &err) < 0)
+        return problem_set(problem, 400, "not JSON: %s", err.text);
+    if (body[begin] != '[')
+        return problem_set(problem, 400, "a batch is an array of CloudEvents");
+    return parse_array(request, form, body + begin, end - begin, problem);
+}
+
+static int parse_binary(struct request *request, const struct form *form,
+                        const char *body, size_t len, struct problem *problem)
+{
+    struct err err;
+    char *text = NULL;
+    int result = cloudevents_join(form->headers, form->header_count, form->content_type,
+                                  body, len, &text, &err);
+
+    if (result == -EINVAL)
+        return problem_set(problem, 400, "%s", err.text);
+    if (result == 0)
+        result = keep_text(request, text);
+    return result < 0 ? result
+                      : parse_value(request, form, text, strlen(text), "", problem);
+}
+
+/* -- units -- */
+
+static int compare_keys(const void *left, const void *right)
+{
+    const struct event_unit *a = *(const struct event_unit *const *)left;
+    const struct event_unit *b = *(const struct event_unit *const *)right;
+    const int order = memcmp(a->key, b->key, MIN(a->key_len, b->key_len));
+
+    return order != 0 ? order : (a->key_len > b->key_len) - (a->key_len < b->key_len);
+}
+
+/* Two that are the same would have to be told apart by whoever asks for one of them. */
+static int check_units(const struct request *request, struct problem *problem)
+{
+    if (request->unit_count < 2)
+        return 0;
+
+    const struct event_unit **sorted = calloc(request->unit_count, sizeof(const void *));
+    int result = 0;
+
+    if (sorted == NULL)
+        return -ENOMEM;
+    for (size_t i = 0; i < request->unit_count; i++)
+        sorted[i] = &request->units[i];
+    qsort(sorted, request->unit_count, sizeof(const void *), compare_keys);
+    for (size_t i = 1; i < request->unit_count && result == 0; i++)
+        if (compare_keys(&sorted[i - 1], &sorted[i]) == 0)
+            result = problem_set(problem, 400,
+                                 "event %zu and event %zu have the same source and id",
+                                 MIN(sorted[i - 1]->first, sorted[i]->first) + 1,
+                                 MAX(sorted[i - 1]->first, sorted[i]->first) + 1);
+    free(sorted);
+    return result;
+}
+
+/* "i:" and the key: no CloudEvent's key looks like it. */
+static int use_key(struct request *request, const char *key)
+{
+    char *text = malloc(strlen(key) + 3);
+
+    if (text != NULL)
+        (void)snprintf(text, strlen(key) + 3, "i:%s", key);
+    const int result = keep_text(request, text);
     if (result < 0)
         return result;
-    if (!event_text_is_utf8(body, len))
-        return problem_set(ret_problem, 400, "the body is not valid UTF-8");
-    if (memchr(body, '\0', len) != NULL)
-        return problem_set(ret_problem, 400, "the body has a NUL in it");
+    request->unit_count = 0;
+    return add_unit(request, &(struct event_unit){.key = text,
+                                                  .key_len = strlen(text),
+                                                  .first = 0,
+                                                  .count = request->count});
+}
 
+/* -- the body -- */
+
+static int check_bytes(const char *body, size_t len, struct problem *problem)
+{
+    if (!event_text_is_utf8(body, len))
+        return problem_set(problem, 400, "the body is not valid UTF-8");
+    if (memchr(body, '\0', len) != NULL)
+        return problem_set(problem, 400, "the body has a NUL in it");
+    return 0;
+}
+
+static int parse_form(struct request *request, const struct form *form,
+                      enum form_kind kind, const char *body, size_t len,
+                      struct problem *problem)
+{
+    const bool bytes = kind == FORM_BINARY &&
+                       cloudevents_content(form->content_type) == CLOUDEVENTS_BYTES;
+    int result = bytes ? 0 : check_bytes(body, len, problem);
+
+    if (result < 0)
+        return result;
+    request->cloudevents = kind >= FORM_EVENT;
     switch (kind) {
     case FORM_JSON:
-        result = parse_json(request, form, body, len, ret_problem);
+    case FORM_EVENT:
+        result = parse_json(request, form, body, len, problem);
         break;
     case FORM_NDJSON:
-        result = parse_lines(request, form, body, len, ret_problem);
+        result = parse_lines(request, form, body, len, problem);
         break;
     case FORM_TEXT:
-        result = parse_text(request, form, body, len, ret_problem);
+        result = parse_text(request, form, body, len, problem);
+        break;
+    case FORM_BATCH:
+        result = parse_batch(request, form, body, len, problem);
+        break;
+    case FORM_BINARY:
+        result = parse_binary(request, form, body, len, problem);
         break;
     }
+    return result;
+}
+
+int request_parse(struct request *request, const struct form *form, const char *body,
+                  size_t len, struct problem *ret_problem)
+{
+    enum form_kind kind;
+    int result = form_find(form, &kind, ret_problem);
+
+    *request = (struct request){0};
+    if (result == 0)
+        result = parse_form(request, form, kind, body, len, ret_problem);
     if (result == 0 && request->count == 0)
         return problem_set(ret_problem, 400, "there is no event in the body");
+    if (result == 0)
+        result = check_units(request, ret_problem);
+    if (result == 0 && form->idempotency_key != NULL)
+        result = use_key(request, form->idempotency_key);
     return result;
 }
 
@@ -511,49 +553,4 @@ char *request_event_json(const struct event *event, const char *created_at)
     (void)buf_add_text(&text, "}");
     free(names);
     return buf_steal(&text);
-}
-
-/* "Bad Request" for 400, and so on (RFC 9110, 15). */
-static const char *status_text(unsigned status)
-{
-    switch (status) {
-    case 400:
-        return "Bad Request";
-    case 403:
-        return "Forbidden";
-    case 404:
-        return "Not Found";
-    case 405:
-        return "Method Not Allowed";
-    case 413:
-        return "Content Too Large";
-    case 415:
-        return "Unsupported Media Type";
-    case 417:
-        return "Expectation Failed";
-    case 431:
-        return "Request Header Fields Too Large";
-    case 429:
-        return "Too Many Requests";
-    case 503:
-        return "Service Unavailable";
-    default:
-        return "Internal Server Error";
-    }
-}
-
-char *request_problem_json(const struct request_problem *problem)
-{
-    const size_t len = strlen(problem->detail.text);
-    /* What is wrong may quote bytes that are not text. */
-    const char *detail = event_text_is_utf8(problem->detail.text, len)
-                             ? problem->detail.text
-                             : "the request has bytes that are not UTF-8";
-    json_t *document = json_pack("{s:s, s:s, s:i, s:s}", "type", "about:blank", "title",
-                                 status_text(problem->status), "status",
-                                 (int)problem->status, "detail", detail);
-    char *text = json_dumps(document, JSON_COMPACT);
-
-    json_decref(document);
-    return text;
 }

@@ -84,19 +84,19 @@ static void check_events(struct request *request, const char *body, size_t len,
     check_answer(request_answer(request));
 }
 
-static void check_problem(const struct request_problem *problem)
+static void check_problem(const struct problem *problem)
 {
     require(problem->status == 400 || problem->status == 415);
     require(problem->detail.text[0] != '\0');
-    check_answer(request_problem_json(problem));
+    check_answer(problem_json(problem));
 }
 
-static void check_body(const struct request_form *form, const char *body, size_t len)
+static void check_body(const struct form *form, const char *body, size_t len)
 {
-    struct request_problem problem = {0};
+    struct problem problem = {0};
     struct request request;
 
-    if (request_check_form(form, &problem) < 0) {
+    if (form_check(form, &problem) < 0) {
         check_problem(&problem);
         return;
     }
@@ -113,7 +113,7 @@ static void check_body(const struct request_form *form, const char *body, size_t
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
     char channel[300];
-    struct request_form form = {0};
+    struct form form = {0};
 
     if (len == 0)
         return 0;

@@ -13,6 +13,10 @@
 #define JSON   "application/json"
 #define NDJSON "application/x-ndjson"
 #define TEXT   "text/plain"
+#define EVENT  "application/cloudevents+json"
+#define BATCH  "application/cloudevents-batch+json"
+
+#define REQUIRED "\"specversion\":\"1.0\",\"id\":\"1\",\"source\":\"/s\",\"type\":\"t\""
 
 /* What request.c allocates by these goes by failing_malloc.c, too. */
 void *reallocarray(void *old, size_t count, size_t size)
@@ -32,21 +36,21 @@ char *strndup(const char *text, size_t len)
     return copy;
 }
 
-static struct request_form form_of(const char *content_type, const char *channel,
-                                   const char *type)
+static struct form form_of(const char *content_type, const char *channel,
+                           const char *type)
 {
-    return (struct request_form){.content_type = content_type,
-                                 .channel = channel,
-                                 .channel_len = channel != NULL ? strlen(channel) : 0,
-                                 .type = type,
-                                 .type_len = type != NULL ? strlen(type) : 0};
+    return (struct form){.content_type = content_type,
+                         .channel = channel,
+                         .channel_len = channel != NULL ? strlen(channel) : 0,
+                         .type = type,
+                         .type_len = type != NULL ? strlen(type) : 0};
 }
 
 /* As the endpoint does it: the form first, then the body. */
-static int take(struct request *request, const struct request_form *form,
-                const char *body, size_t len, struct request_problem *problem)
+static int take(struct request *request, const struct form *form, const char *body,
+                size_t len, struct problem *problem)
 {
-    const int result = request_check_form(form, problem);
+    const int result = form_check(form, problem);
 
     *request = (struct request){0};
     return result < 0 ? result : request_parse(request, form, body, len, problem);
@@ -84,6 +88,16 @@ static const struct right {
      false,
      {{"c", "t", "[ 1 , 2 ]"}}},
     {JSON, NULL, NULL, "[{\"data\":1}]", true, {{"events", "message", "1"}}},
+    {EVENT, NULL, NULL, " {" REQUIRED "} ", false, {{"events", "t", "null"}}},
+    {EVENT, "q", NULL, "{" REQUIRED ",\"subject\":\"s*\"}", false, {{"q", "t", "null"}}},
+    {BATCH "; charset=utf-8",
+     NULL,
+     NULL,
+     "[{" REQUIRED ",\"data\": 1e400},"
+     "{\"id\":\"2\",\"source\":\"/s\",\"type\":\"u\",\"specversion\":\"1.0\","
+     "\"channel\":\"c\"}]",
+     true,
+     {{"events", "t", "1e400"}, {"c", "u", "null"}}},
     {JSON,
      NULL,
      NULL,
@@ -144,10 +158,10 @@ static void every_form_makes_its_events(void **state)
     (void)state;
     for (size_t i = 0; i < ARRAY_SIZE(rights); i++) {
         const struct right *right = &rights[i];
-        const struct request_form form =
+        const struct form form =
             form_of(right->content_type, right->query_channel, right->query_type);
         struct request request;
-        struct request_problem problem = {0};
+        struct problem problem = {0};
         size_t count = 0;
 
         if (take(&request, &form, right->body, strlen(right->body), &problem) < 0)
@@ -177,7 +191,21 @@ static const struct wrong {
     {"application/jsonx", "q", NULL, "{}", 415, "not taken"},
     {"application/xml", "q", NULL, "{}", 415, "not taken"},
     {"application/x-www-form-urlencoded", NULL, NULL, "{}", 415, "curl -d"},
-    {"application/cloudevents+json", "q", NULL, "{}", 415, "not taken"},
+    {"application/cloudevents+avro", "q", NULL, "{}", 415, "cloudevents-batch+json"},
+    {"application/cloudevents+json; charset=latin1", NULL, NULL, "{}", 415, "UTF-8"},
+    {EVENT, "q", "t", "{}", 400, "?type="},
+    {EVENT, NULL, NULL, "{}", 400, "\"specversion\" is missing"},
+    {EVENT, NULL, NULL, "[]", 400, "an object"},
+    {EVENT, NULL, NULL, "{", 400, "not JSON"},
+    {EVENT, NULL, NULL, "{" REQUIRED ",\"subject\":\"a*\"}", 400, "channel ends in"},
+    {EVENT, NULL, NULL,
+     "{\"specversion\":\"1.0\",\"id\":\"1\",\"source\":\"/\",\"type\":\"gap\"}", 400,
+     "type \"gap\""},
+    {BATCH, NULL, NULL, "{}", 400, "an array"},
+    {BATCH, NULL, NULL, "[]", 400, "no event"},
+    {BATCH, NULL, NULL, "[{" REQUIRED "},{}]", 400, "event 2: \"specversion\""},
+    {BATCH, NULL, NULL, "[{" REQUIRED "},{" REQUIRED "}]", 400,
+     "event 1 and event 2 have the same source and id"},
     {TEXT, NULL, NULL, "x", 415, "?channel="},
     {"application/a+json", NULL, NULL, "{}", 415, "?channel="},
     {"application/json; charset=latin1", NULL, NULL, "{}", 415, "UTF-8"},
@@ -222,10 +250,10 @@ static void what_is_wrong_is_said_with_its_place(void **state)
     (void)state;
     for (size_t i = 0; i < ARRAY_SIZE(wrongs); i++) {
         const struct wrong *wrong = &wrongs[i];
-        const struct request_form form =
+        const struct form form =
             form_of(wrong->content_type, wrong->query_channel, wrong->query_type);
         struct request request;
-        struct request_problem problem = {0};
+        struct problem problem = {0};
 
         assert_int_equal(
             take(&request, &form, wrong->body, strlen(wrong->body), &problem), -EINVAL);
@@ -239,13 +267,13 @@ static void what_is_wrong_is_said_with_its_place(void **state)
 
 static void a_nul_is_refused(void **state)
 {
-    const struct request_form forms[] = {
-        form_of(TEXT, "q", NULL), form_of(JSON, "q", NULL), form_of(NDJSON, "q", NULL)};
+    const struct form forms[] = {form_of(TEXT, "q", NULL), form_of(JSON, "q", NULL),
+                                 form_of(NDJSON, "q", NULL)};
 
     (void)state;
     for (size_t i = 0; i < ARRAY_SIZE(forms); i++) {
         struct request request;
-        struct request_problem problem;
+        struct problem problem;
 
         assert_int_equal(take(&request, &forms[i], "\"a\0b\"", 5, &problem), -EINVAL);
         assert_int_equal(problem.status, 400);
@@ -270,12 +298,12 @@ static void there_may_be_so_many_events_and_no_more(void **state)
 {
     (void)state;
     for (int array = 0; array < 2; array++) {
-        const struct request_form form = form_of(array ? JSON : NDJSON, NULL, NULL);
+        const struct form form = form_of(array ? JSON : NDJSON, NULL, NULL);
         for (size_t count = REQUEST_EVENTS_MAX; count <= REQUEST_EVENTS_MAX + 1;
              count++) {
             char *body = many_events(count, array);
             struct request request;
-            struct request_problem problem;
+            struct problem problem;
             const int result = take(&request, &form, body, strlen(body), &problem);
 
             assert_int_equal(result, count <= REQUEST_EVENTS_MAX ? 0 : -EINVAL);
@@ -302,18 +330,22 @@ static void running_out_of_memory_is_nobodys_mistake(void **state)
          "[{\"data\":1},{\"data\":1},{\"data\":1},{\"data\":1},{\"data\":1}]"},
         {NDJSON, "q", "1\n2\n3\n4\n5\n"},
         {TEXT, "q", "text"},
+        {EVENT, NULL, "{" REQUIRED ",\"subject\":\"a\\/b\",\"data\":1}"},
+        {BATCH, NULL,
+         "[{" REQUIRED "},"
+         "{\"specversion\":\"1.0\",\"id\":\"2\",\"source\":\"/\",\"type\":\"t\"}]"},
     };
 
     (void)state;
     json_set_alloc_funcs(malloc, free);
     for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
-        const struct request_form form =
+        const struct form form =
             form_of(cases[i].content_type, cases[i].query_channel, NULL);
         bool failed = true;
 
         for (unsigned n = 1; failed; n++) {
             struct request request;
-            struct request_problem problem = {0};
+            struct problem problem = {0};
 
             failing_malloc_begin(n);
             const int result = request_parse(&request, &form, cases[i].body,
@@ -325,6 +357,92 @@ static void running_out_of_memory_is_nobodys_mistake(void **state)
                 fail_msg("case %zu, allocation %u: %d, %u %s", i, n, result,
                          problem.status, problem.detail.text);
             request_done(&request);
+        }
+    }
+}
+
+/* Those that have headers, and a key. */
+static const struct cloudevents_header headers[] = {
+    {"specversion", "1.0"}, {"ID", "7%2f8"}, {"source", "/s"},
+    {"Type", "t"},          {"ext", "a b"},
+};
+
+static void headers_and_a_body_are_a_cloudevent(void **state)
+{
+    struct form form = form_of("text/plain", NULL, NULL);
+    struct request request;
+    struct problem problem;
+
+    (void)state;
+    form.headers = headers;
+    form.header_count = ARRAY_SIZE(headers);
+    assert_int_equal(take(&request, &form, "a\"b", 3, &problem), 0);
+    assert_false(request.many);
+    expect_event(request.events, "events", "t", "\"a\\\"b\"");
+    assert_int_equal(request.unit_count, 1);
+    assert_string_equal(request.units[0].key, "c:2:/s7/8");
+    assert_non_null(strstr(request.events[0].attributes, "\"ext\":\"a b\""));
+    request_done(&request);
+
+    form.content_type = "image/png";
+    assert_int_equal(take(&request, &form, "\xff\0", 2, &problem), 0);
+    expect_event(request.events, "events", "t", "\"/wA=\"");
+    request_done(&request);
+
+    form.content_type = "application/x-www-form-urlencoded";
+    assert_int_equal(take(&request, &form, "{}", 2, &problem), -EINVAL);
+    assert_int_equal(problem.status, 415);
+    request_done(&request);
+}
+
+static void a_key_makes_one_unit_of_the_request(void **state)
+{
+    struct form form = form_of(NDJSON, NULL, NULL);
+    struct request request;
+    struct problem problem;
+
+    (void)state;
+    assert_int_equal(take(&request, &form, "{\"data\":1}\n{\"data\":2}", 21, &problem),
+                     0);
+    assert_int_equal(request.unit_count, 0);
+    request_done(&request);
+
+    form.idempotency_key = "~!";
+    assert_int_equal(take(&request, &form, "{\"data\":1}\n{\"data\":2}", 21, &problem),
+                     0);
+    assert_int_equal(request.unit_count, 1);
+    assert_string_equal(request.units[0].key, "i:~!");
+    assert_int_equal(request.units[0].first, 0);
+    assert_int_equal(request.units[0].count, 2);
+    request_done(&request);
+
+    form.content_type = EVENT;
+    assert_int_equal(
+        take(&request, &form, "{" REQUIRED "}", strlen("{" REQUIRED "}"), &problem), 0);
+    assert_int_equal(request.unit_count, 1);
+    assert_string_equal(request.units[0].key, "i:~!");
+    request_done(&request);
+}
+
+static void a_key_is_a_word_of_visible_ascii(void **state)
+{
+    char longest[FORM_KEY_MAX_BYTES + 2];
+    const char *const bad[] = {"", "a b", "a\tb", "\x7f", "\xc3\xa4", longest};
+
+    (void)state;
+    memset(longest, 'k', sizeof(longest));
+    longest[FORM_KEY_MAX_BYTES + 1] = '\0';
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        struct form form = form_of(JSON, NULL, NULL);
+        struct problem problem;
+
+        form.idempotency_key = bad[i];
+        assert_int_equal(form_check(&form, &problem), -EINVAL);
+        assert_int_equal(problem.status, 400);
+        assert_non_null(strstr(problem.detail.text, "Idempotency-Key"));
+        if (bad[i] == longest) {
+            longest[FORM_KEY_MAX_BYTES] = '\0';
+            assert_int_equal(form_check(&form, &problem), 0);
         }
     }
 }
@@ -394,7 +512,7 @@ static void answers_without_memory_are_null(void **state)
                           .type_len = 1,
                           .data = "1",
                           .data_len = 1};
-    const struct request_problem problem = {.status = 400, .detail = {"what"}};
+    const struct problem problem = {.status = 400, .detail = {"what"}};
 
     (void)state;
     json_set_alloc_funcs(malloc, free);
@@ -406,7 +524,7 @@ static void answers_without_memory_are_null(void **state)
             failing_malloc_begin(n);
             char *text = which < 2    ? request_answer(&request)
                          : which == 2 ? request_event_json(&event, "now")
-                                      : request_problem_json(&problem);
+                                      : problem_json(&problem);
             failed = failing_malloc_end();
             assert_true(text != NULL || failed);
             if (n == 1)
@@ -418,16 +536,16 @@ static void answers_without_memory_are_null(void **state)
 
 static void problems_are_documents(void **state)
 {
-    struct request_problem problem = {.status = 413};
+    struct problem problem = {.status = 413};
 
     (void)state;
     (void)err_set(&problem.detail, 0, "a \"quote\"");
-    char *text = request_problem_json(&problem);
+    char *text = problem_json(&problem);
     assert_string_equal(text, "{\"type\":\"about:blank\",\"title\":\"Content Too Large\","
                               "\"status\":413,\"detail\":\"a \\\"quote\\\"\"}");
     free(text);
     memcpy(problem.detail.text, "\xff\xfe", 3);
-    text = request_problem_json(&problem);
+    text = problem_json(&problem);
     assert_non_null(strstr(text, "not UTF-8"));
     free(text);
 }
@@ -436,10 +554,10 @@ static void problems_are_documents(void **state)
  * that it has not sent. */
 static void a_long_quotation_is_still_text(void **state)
 {
-    const struct request_form form = form_of(JSON, NULL, NULL);
+    const struct form form = form_of(JSON, NULL, NULL);
     CLEANUP(buf_done) struct buf body = BUF_EMPTY;
     struct request request;
-    struct request_problem problem;
+    struct problem problem;
 
     (void)state;
     (void)buf_add_text(&body, "{\"data\":1,\"x");
@@ -449,7 +567,7 @@ static void a_long_quotation_is_still_text(void **state)
     assert_int_equal(take(&request, &form, body.data, body.len, &problem), -EINVAL);
     request_done(&request);
     assert_true(event_text_is_utf8(problem.detail.text, strlen(problem.detail.text)));
-    char *text = request_problem_json(&problem);
+    char *text = problem_json(&problem);
     assert_non_null(strstr(text, "unknown member"));
     free(text);
 }
@@ -462,6 +580,9 @@ int main(void)
         cmocka_unit_test(a_nul_is_refused),
         cmocka_unit_test(there_may_be_so_many_events_and_no_more),
         cmocka_unit_test(running_out_of_memory_is_nobodys_mistake),
+        cmocka_unit_test(headers_and_a_body_are_a_cloudevent),
+        cmocka_unit_test(a_key_makes_one_unit_of_the_request),
+        cmocka_unit_test(a_key_is_a_word_of_visible_ascii),
         cmocka_unit_test(the_answer_names_each_event),
         cmocka_unit_test(a_stored_event_keeps_its_data_as_it_is),
         cmocka_unit_test(answers_without_memory_are_null),
