@@ -57,7 +57,11 @@ static int hex_value(char digit)
  * percent-decoding (HTTP binding, 3.1.3.2). */
 static void unquote(struct buf *out, const char *value)
 {
-    const size_t len = strlen(value);
+    size_t len = strlen(value);
+
+    /* White space behind a value is none of it (RFC 9110, 5.5). */
+    while (len > 0 && (value[len - 1] == ' ' || value[len - 1] == '\t'))
+        len--;
     const bool quoted = len >= 2 && value[0] == '"' && value[len - 1] == '"';
     const size_t end = quoted ? len - 1 : len;
 

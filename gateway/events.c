@@ -287,6 +287,13 @@ static struct form form_of(const struct exchange *exchange, struct post_headers 
         .headers = headers->cloudevents,
     };
 
+    /* White space behind a value is none of it (RFC 9110, 5.5). */
+    if (form.idempotency_key != NULL)
+        form.idempotency_key_len = strlen(form.idempotency_key);
+    while (form.idempotency_key_len > 0 &&
+           strchr(" \t", form.idempotency_key[form.idempotency_key_len - 1]) != NULL)
+        form.idempotency_key_len--;
+
     *headers = (struct post_headers){.keys = 0};
     (void)MHD_get_connection_values_n(exchange->mhd, MHD_HEADER_KIND, take_header,
                                       headers);
@@ -474,15 +481,17 @@ static enum MHD_Result answer_created(struct exchange *exchange,
 }
 
 static enum MHD_Result answer_conflict(struct exchange *exchange,
-                                       const struct publish *publish)
+                                       const struct publication *publication)
 {
+    static const char what[] = "another event was published with its source and id";
+
     if (exchange_header(exchange, IDEMPOTENCY_KEY) != NULL)
         return exchange_problem(exchange, 422,
                                 "this " IDEMPOTENCY_KEY " was used for other events");
-    return exchange_problem(exchange, 422,
-                            "event %zu: another event was published with its source and "
-                            "id",
-                            publish->conflict + 1);
+    if (!publication->request.many)
+        return exchange_problem(exchange, 422, "%s", what);
+    return exchange_problem(exchange, 422, "event %zu: %s",
+                            publication->publish.conflict + 1, what);
 }
 
 enum MHD_Result events_publish(struct exchange *exchange)
@@ -504,7 +513,7 @@ enum MHD_Result events_publish(struct exchange *exchange)
     case PUBLISH_REFUSED:
         return exchange_problem(exchange, 400, "%s", publication->publish.err.text);
     case PUBLISH_CONFLICT:
-        return answer_conflict(exchange, &publication->publish);
+        return answer_conflict(exchange, publication);
     case PUBLISH_UNAVAILABLE:
     case PUBLISH_UNKNOWN:
         break;

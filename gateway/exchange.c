@@ -133,7 +133,8 @@ static void add_cors(const struct exchange *exchange, struct MHD_Response *respo
  * that are asked for are named. */
 static void add_ce_headers(struct buf *list, const char *asked)
 {
-    static const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789";
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789"
+                                  "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 
     for (const char *at = asked; *at != '\0';) {
         at += strspn(at, ", \t");

@@ -121,10 +121,8 @@ int form_find(const struct form *form, enum form_kind *ret_form, struct problem 
 }
 
 /* A word of visible ASCII, short enough. */
-static bool is_key(const char *key)
+static bool is_key(const char *key, size_t len)
 {
-    const size_t len = strlen(key);
-
     for (size_t i = 0; i < len; i++)
         if (key[i] <= ' ' || key[i] > '~')
             return false;
@@ -139,7 +137,8 @@ int form_check(const struct form *form, struct problem *ret_problem)
 
     if (result < 0)
         return result;
-    if (form->idempotency_key != NULL && !is_key(form->idempotency_key))
+    if (form->idempotency_key != NULL &&
+        !is_key(form->idempotency_key, form->idempotency_key_len))
         return problem_set(ret_problem, 400,
                            "an Idempotency-Key is 1 to %d visible ASCII characters "
                            "without a space",

@@ -21,6 +21,7 @@ struct form {
     const char *type; /* of the query */
     size_t type_len;
     const char *idempotency_key;
+    size_t idempotency_key_len;
     const struct cloudevents_header *headers;
     size_t header_count;
 };

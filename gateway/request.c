@@ -425,12 +425,12 @@ static int check_units(const struct request *request, struct problem *problem)
 }
 
 /* "i:" and the key: no CloudEvent's key looks like it. */
-static int use_key(struct request *request, const char *key)
+static int use_key(struct request *request, const char *key, size_t len)
 {
-    char *text = malloc(strlen(key) + 3);
+    char *text = malloc(len + 3);
 
     if (text != NULL)
-        (void)snprintf(text, strlen(key) + 3, "i:%s", key);
+        (void)snprintf(text, len + 3, "i:%.*s", (int)len, key);
     const int result = keep_text(request, text);
     if (result < 0)
         return result;
@@ -498,7 +498,7 @@ int request_parse(struct request *request, const struct form *form, const char *
     if (result == 0)
         result = check_units(request, ret_problem);
     if (result == 0 && form->idempotency_key != NULL)
-        result = use_key(request, form->idempotency_key);
+        result = use_key(request, form->idempotency_key, form->idempotency_key_len);
     return result;
 }
 
