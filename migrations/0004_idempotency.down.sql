@@ -2,7 +2,8 @@
 DROP FUNCTION gateway.purge_keys(interval, integer);
 DROP FUNCTION gateway.publish_batch(text[], text[], text[], text[], integer[], text[]);
 DROP FUNCTION gateway.note_units(integer[], text[], bytea[], bigint[], bigint);
-DROP FUNCTION gateway.find_units(text[], text[], text[], integer[], text[]);
+DROP FUNCTION gateway.find_units(text[], bytea[]);
+DROP FUNCTION gateway.digest_units(text[], text[], text[], integer[]);
 DROP TABLE gateway.idempotency_keys;
 ALTER TABLE gateway.events DROP COLUMN attributes;
 

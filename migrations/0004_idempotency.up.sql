@@ -26,33 +26,41 @@ COMMENT ON COLUMN gateway.events.attributes IS
 
 DROP FUNCTION gateway.publish_batch(text[], text[], text[]);
 
--- What is known of the units: their digests, and the seq under which the first event of each
--- is there already, or 0. `units` has for each event the number of its unit, counted from 1,
--- or 0; `keys` has the key of each unit. Caller holds the order lock.
+-- The digest of each unit's events. `units` has for each event the number of its unit, counted
+-- from 1, or 0. Looks at no table: there is no need to hold the order lock meanwhile.
+CREATE FUNCTION gateway.digest_units(channels text[], types text[], datas text[],
+                                     units integer[]) RETURNS bytea[]
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+BEGIN
+    -- Lengths before the texts, so that no two events look alike.
+    RETURN (
+        WITH event AS MATERIALIZED (
+            SELECT u.unit, u.place, sha256(convert_to(
+                       concat(octet_length(u.channel), ':', u.channel,
+                              octet_length(u.type), ':', u.type, u.data), 'UTF8')) AS digest
+              FROM unnest(channels, types, datas, units) WITH ORDINALITY
+                   AS u (channel, type, data, unit, place)
+             WHERE u.unit > 0
+        ), unit AS (
+            SELECT e.unit, sha256(string_agg(e.digest, '' ORDER BY e.place)) AS digest
+              FROM event e GROUP BY e.unit
+        )
+        SELECT array_agg(u.digest ORDER BY u.unit) FROM unit u
+    );
+END
+$$;
+
+-- For the key of each unit the seq under which the first of its events is there already, or
+-- 0. Caller holds the order lock.
 -- GW422: a key has been used for other events; the detail is the number of its unit.
-CREATE FUNCTION gateway.find_units(channels text[], types text[], datas text[],
-                                   units integer[], keys text[],
-                                   OUT digests bytea[], OUT known bigint[])
+CREATE FUNCTION gateway.find_units(keys text[], digests bytea[]) RETURNS bigint[]
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET jit = off AS $$
 DECLARE
+    known    bigint[];
     conflict bigint;
 BEGIN
-    -- Lengths before the texts, so that no two events look alike.
-    WITH event AS MATERIALIZED (
-        SELECT u.unit, u.place, sha256(convert_to(
-                   concat(octet_length(u.channel), ':', u.channel,
-                          octet_length(u.type), ':', u.type, u.data), 'UTF8')) AS digest
-          FROM unnest(channels, types, datas, units) WITH ORDINALITY
-               AS u (channel, type, data, unit, place)
-         WHERE u.unit > 0
-    ), unit AS (
-        SELECT e.unit, sha256(string_agg(e.digest, '' ORDER BY e.place)) AS digest
-          FROM event e GROUP BY e.unit
-    )
-    SELECT array_agg(u.digest ORDER BY u.unit) INTO digests FROM unit u;
-
     SELECT array_agg(coalesce(k.first_seq, 0) ORDER BY u.unit),
            min(u.unit) FILTER (WHERE k.digest <> u.digest)
       INTO known, conflict
@@ -63,6 +71,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'GW422', DETAIL = conflict::text,
             MESSAGE = 'the key has been used for other events';
     END IF;
+    RETURN known;
 END
 $$;
 
@@ -93,8 +102,8 @@ $$;
 -- caller whose fate to ask for (pg_xact_status) if the answer to its COMMIT is lost.
 -- Must be the first statement of a READ COMMITTED transaction, committed at once.
 --
--- `attributes` may be NULL as a whole. `units` and `keys`, for find_units(), are given if
--- there is a unit; then `known` says for each unit the seq of its first event if its events
+-- `attributes` may be NULL as a whole. `units`, for digest_units(), and `keys` are given
+-- if there is a unit; then `known` says for each unit the seq of its first event if its events
 -- were there already, and are not inserted again, or 0. Each key stands in `keys` once. If
 -- nothing was left to insert, first_seq and last_seq are NULL.
 CREATE FUNCTION gateway.publish_batch(channels text[], types text[], datas text[],
@@ -108,6 +117,9 @@ DECLARE
     before_look pg_snapshot;
     digests     bytea[];
 BEGIN
+    IF keys IS NOT NULL THEN
+        digests := gateway.digest_units(channels, types, datas, units);
+    END IF;
     PERFORM gateway.lock_order();
     before_look := pg_current_snapshot();
     IF gateway.sweep_needed() THEN
@@ -116,8 +128,7 @@ BEGIN
         PERFORM gateway.sweep_advance(before_look);
     END IF;
     IF keys IS NOT NULL THEN
-        SELECT f.digests, f.known INTO digests, known
-          FROM gateway.find_units(channels, types, datas, units, keys) f;
+        known := gateway.find_units(keys, digests);
     END IF;
 
     -- Rows that need no sweep need not wake a sweeper.
@@ -162,7 +173,8 @@ END
 $$;
 
 REVOKE EXECUTE ON FUNCTION
-    gateway.find_units(text[], text[], text[], integer[], text[]),
+    gateway.digest_units(text[], text[], text[], integer[]),
+    gateway.find_units(text[], bytea[]),
     gateway.note_units(integer[], text[], bytea[], bigint[], bigint),
     gateway.publish_batch(text[], text[], text[], text[], integer[], text[]),
     gateway.purge_keys(interval, integer)

@@ -283,7 +283,8 @@ def test_gateways_killed_at_random_publish_each_key_once(pg, gateway_factory):
 @pytest.mark.parametrize("how", ["crash", "stop"])
 def test_postgresql_restarted_under_load_publishes_each_key_once(postgres, gateway_factory, how):
     pg = postgres.create_database(template="gateway_template")
-    clients = Clients([gateway_factory(pg), gateway_factory(pg)], 8)
+    settings = {"limits.publish_time": "1s"}  # who waits is told so before long
+    clients = Clients([gateway_factory(pg, settings), gateway_factory(pg, settings)], 8)
     for _ in range(3):
         done = len(clients.told)
         wait_until(lambda: len(clients.told) > done + 30, "the clients get on", 40)
