@@ -30,6 +30,9 @@
 #define LOOK_MIN_USEC USEC_PER_SEC
 #define LOOK_MAX_USEC (60 * USEC_PER_SEC)
 
+/* So long a client may take to send again what it was not answered. */
+#define DAY_USEC (24 * 3600 * USEC_PER_SEC)
+
 /* One kind of thing that grows old. Its SQL runs one batch and answers two columns: how many
  * were deleted, NULL when another gateway is at it; and where the next batch goes on, NULL for
  * where this one began. $1 is the age as an interval, $2 the rows of a batch, $3 where to go
@@ -45,6 +48,9 @@ static const struct step steps[] = {
     {"SELECT p.purged, p.last_seq FROM gateway.purge(CAST($1 AS interval), "
      "CAST($2 AS int4), CAST($3 AS int8)) p",
      0, STATS_EVENTS_PURGED},
+    {"SELECT gateway.purge_keys(CAST($1 AS interval), CAST($2 AS int4)), "
+     "CAST(nullif($3, '0') AS int8)",
+     DAY_USEC, STATS_KEYS_PURGED},
 };
 
 struct retention {
@@ -65,15 +71,15 @@ static uint64_t step_age(const struct retention *retention, const struct step *s
     return MAX(retention->events_usec, step->least_usec);
 }
 
-/* How often to look; CLOCK_NEVER: there is nothing to do. */
+/* How often to look. */
 static uint64_t look_interval(const struct retention *retention)
 {
-    uint64_t interval = CLOCK_NEVER;
+    uint64_t interval = LOOK_MAX_USEC;
 
     for (size_t i = 0; i < ARRAY_SIZE(steps); i++) {
         uint64_t every = step_age(retention, &steps[i]) / LOOKS_A_LIFE;
         if (every != 0)
-            interval = MIN(interval, MIN(MAX(every, LOOK_MIN_USEC), LOOK_MAX_USEC));
+            interval = MIN(interval, MAX(every, LOOK_MIN_USEC));
     }
     return interval;
 }
@@ -217,8 +223,6 @@ static void run(void *argument)
 
 int retention_start(struct retention *retention, struct err *err)
 {
-    if (look_interval(retention) == CLOCK_NEVER)
-        return 0;
     return thread_start(&retention->thread, THREAD_RETENTION, 0, run, retention, err);
 }
 
@@ -271,5 +275,5 @@ void retention_free(struct retention *retention)
 
 const struct thread *retention_thread(const struct retention *retention)
 {
-    return retention->thread.started ? &retention->thread : NULL;
+    return &retention->thread;
 }

@@ -16,7 +16,8 @@
  * Always true:
  *   - a batch is deleted as a whole or not at all, together with the note of what is gone:
  *     a gateway that is killed leaves nothing half done.
- *   - no step that is not wanted is run, and without any there is no thread.
+ *   - no step that is not wanted is run. Events may be kept for ever; the keys of those who
+ *     may send again (gateway.idempotency_keys) are kept as long as events, but at least a day.
  *
  * Threads: new, start, stop and free on main.
  */
@@ -40,12 +41,11 @@ struct retention_settings {
 /* The strings are copied. NULL: no memory. */
 struct retention *retention_new(const struct retention_settings *settings) MUST_CHECK;
 
-/* 0 also when there is nothing to do, and so no thread. */
 int retention_start(struct retention *retention, struct err *err) MUST_CHECK;
 void retention_stop(struct retention *retention); /* a batch in flight is abandoned */
 void retention_free(struct retention *retention);
 
-/* For the watchdog; NULL while there is none. */
+/* For the watchdog. */
 struct thread;
 const struct thread *retention_thread(const struct retention *retention);
 

@@ -9,7 +9,7 @@
 #include "clock.h"
 #include "log.h"
 
-#define FIRST_USEC   (50 * USEC_PER_MSEC)
+#define FIRST_USEC (50 * USEC_PER_MSEC)
 /* With its jitter less than a second: a database that is back is found within that time. A
  * try costs a server that is not there nothing. */
 #define LONGEST_USEC (750 * USEC_PER_MSEC)

@@ -361,10 +361,9 @@ static void tell_state(struct serve *serve)
         service_status("%s", status.reason);
 }
 
-/* A thread that is not wanted (NULL) is not missed. */
 static bool is_alive(const struct thread *thread, uint64_t since_usec)
 {
-    return thread == NULL || thread_last_beat(thread) >= since_usec;
+    return thread_last_beat(thread) >= since_usec;
 }
 
 static void feed_watchdog(const struct serve *serve)

@@ -71,6 +71,9 @@ static const struct figure counters[STATS_COUNTER_COUNT] = {
                                 "Queries for new events."},
     [STATS_EVENTS_PURGED] = {"events_purged_total", NULL,
                              "Events deleted by this gateway because of their age."},
+    [STATS_KEYS_PURGED] =
+        {"keys_purged_total", NULL,
+         "Idempotency keys deleted by this gateway because of their age."},
 };
 
 static const struct figure gauges[STATS_GAUGE_COUNT] = {

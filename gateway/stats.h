@@ -45,6 +45,7 @@ enum stats_counter {
     STATS_LISTENER_NOTIFICATIONS,
     STATS_LISTENER_FETCHES,
     STATS_EVENTS_PURGED, /* deleted by this gateway because of their age */
+    STATS_KEYS_PURGED,   /* likewise, of those that make sending again safe */
     STATS_COUNTER_COUNT
 };
 
