@@ -29,20 +29,18 @@ struct batch {
     bool has_attributes; /* any event has */
 
     /* Once publish_batch answered. */
-    struct buf known; /* batch.c's own: what is known of each key */
-    size_t inserted;  /* events that were not there */
-    uint64_t
-        first_seq; /* the number of the first of them; the others follow without a hole */
+    struct buf known;   /* batch.c's own: what is known of each key */
+    size_t inserted;    /* events that were not there */
+    uint64_t first_seq; /* of the first of them; the others follow without a hole */
     char xid[24];
-    size_t told_events, told_keys, told_inserted; /* batch_tell()'s own */
+    size_t told_keys, told_inserted; /* batch_tell()'s own */
 
-    char sqlstate[6]; /* of BATCH_FAILED */
-    size_t
-        conflict_key;  /* of BATCH_FAILED with BATCH_CONFLICT: its index among all keys */
-    int asked_in_vain; /* how often "committed" came without the events */
+    char sqlstate[6];    /* of BATCH_FAILED */
+    size_t conflict_key; /* of BATCH_CONFLICT: the index of the key among all */
+    int asked_in_vain;   /* how often "committed" came without the events */
 };
 
-/* publish_batch's SQLSTATE: a key has been used for other events. */
+/* publish_batch's SQLSTATE, of a BATCH_FAILED: a key has been used for other events. */
 #define BATCH_CONFLICT "GW422"
 
 enum batch_result {
