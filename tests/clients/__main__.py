@@ -1,0 +1,33 @@
+"""python3 -m clients - see __init__.py; `make check-clients` calls it.
+
+CLIENTS, CLIENT_FRONTS, CLIENT_FAULTS and CLIENT_EVENTS choose; CLIENT_SEED repeats.
+"""
+
+import os
+import sys
+import time
+
+from . import burst, clients, report
+
+
+def chosen(variable, all_of_them):
+    return tuple(os.environ.get(variable, "").split()) or all_of_them
+
+
+def main():
+    names = chosen("CLIENTS", clients.ALL)
+    fronts = chosen("CLIENT_FRONTS", ("direct", "nginx", "haproxy"))
+    faults = chosen("CLIENT_FAULTS", burst.FAULTS)
+    events = int(os.environ.get("CLIENT_EVENTS") or 10_000)
+    seed = int(os.environ.get("CLIENT_SEED") or time.time())
+    print(f"CLIENT_SEED={seed}", flush=True)
+    if set(names) & set(clients.NPM):
+        clients.install_packages()
+    results = []
+    for front in fronts:
+        run = burst.Burst(front, names, events, faults, seed)
+        results += [(front, *result) for result in run.run()]
+    return 0 if report.bursts(results) else 1
+
+
+sys.exit(main())
