@@ -91,8 +91,8 @@ BUILD_ALL = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(sh
 
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
-.PHONY: all run run-clean clean help deps unit test asan tsan fuzz format lint install \
-        uninstall units unit-objects fuzzers FORCE
+.PHONY: all run run-clean clean help deps unit test asan tsan check-clients fuzz format lint \
+        install uninstall units unit-objects fuzzers FORCE
 
 all: $(PROGRAM) ## build build/pg-sse-gateway
 
@@ -140,6 +140,11 @@ asan: ## all of `test` under the address and undefined-behaviour sanitizers
 
 tsan: ## all of `test` under the thread sanitizer
 	@+$(MAKE) --no-print-directory SAN=thread test
+
+check-clients: ## browsers, curl and npm clients, each cut off in the middle of bursts
+	@gateway/scripts/install-packages build run test clients
+	@+$(BUILD_ALL) all
+	@$(PYTEST_ENV) PYTHONPATH=tests $(PYTHON) -m clients
 
 fuzz: ## run every fuzz target for FUZZ_SECONDS (20)
 	@gateway/scripts/install-packages build lint

@@ -8,6 +8,7 @@
     world       PostgreSQL, two gateways, publishers; nginx or haproxy in front
     verdict     what a client got, held against the table
     burst       the long test: ten thousand events, and every way to cut
+    proof       that the check finds what it is to find
     manners     small ones: full gateways, heartbeats, checkpoints
     report      the tables
 

@@ -20,6 +20,7 @@ from .relay import ENDS, PLACES, Cut, Relay
 from .verdict import judge
 from .world import CHANNEL, Proxy, Publishers, World
 
+FRONTS = ("direct", "nginx", "nginx-later", "haproxy")
 FAULTS = ("moved", "killed", "ended", "restarted")
 
 START_SECONDS = 90   # browsers, on a busy machine
@@ -42,7 +43,7 @@ def cuts_of(random_numbers):
 
 
 class Burst:
-    """One run with one front: "direct", "nginx" or "haproxy"."""
+    """One run with one front: one of FRONTS."""
 
     def __init__(self, front, names, events, faults, seed):
         self.front, self.events, self.faults = front, events, faults
@@ -55,13 +56,12 @@ class Burst:
         self.publishers = Publishers(self.world, seed, pace=0.4)
 
     def run(self):
-        """[(client, relay, verdict)], or what went wrong before there was one."""
+        """[(client, streams that broke, reconnects, verdict)]."""
         try:
             self._open()
             self._first_events()
             self.publishers.start()
-            for relay in self.relays:
-                relay.plan(cuts_of(self.random))
+            self._plan()
             for fault in self.faults:
                 progress(f"{self.front}: {fault}")
                 getattr(self, f"_{fault}")()
@@ -73,6 +73,10 @@ class Burst:
             return self._verdicts()
         finally:
             self._close()
+
+    def _plan(self):
+        for relay in self.relays:
+            relay.plan(cuts_of(self.random))
 
     # -- beginning and end --------------------------------------------------------------
 
@@ -197,9 +201,10 @@ class Burst:
         self.world.start("b")
 
     def _restarted(self):
-        """Behind a proxy clients are kept waiting instead of refused: it would answer 502,
-        and from that an EventSource never comes back."""
-        if self.proxy is None:
+        """Behind most proxies clients are kept waiting instead of refused: these would answer
+        502, and from that an EventSource never comes back."""
+        refused = self.front in ("direct", "nginx-later")
+        if refused:
             for relay in self.relays:
                 relay.close_door()
         for gateway in self.world.gateways.values():
@@ -209,6 +214,6 @@ class Burst:
         for name in "ab":
             self.world.start(name)
         self._aim()
-        if self.proxy is None:
+        if refused:
             for relay in self.relays:
                 relay.open_door()

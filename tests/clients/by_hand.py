@@ -14,7 +14,6 @@ def tell(what):
 
 def follow(address, target, last_id):
     """One connection to its end; the last id, and how long to wait now, in ms."""
-    retry = None
     with Stream(address, target=target, last_event_id=last_id, timeout=600) as stream:
         stream.keep_wire = False
         if stream.status != 200:
@@ -23,13 +22,10 @@ def follow(address, target, last_id):
         try:
             while True:
                 event = stream.next_event(600)
-                last_id = event.id
                 tell({"event": [event.id, event.type, event.data]})
         except StreamEnded as end:
             tell({"error": str(end)})
-        if stream.retries:
-            retry = stream.retries[-1]
-    return last_id, retry
+        return stream.last_id, stream.retries[-1] if stream.retries else None
 
 
 def main(url):

@@ -25,7 +25,7 @@ PACKAGES = REPOSITORY / "build" / "clients"
 NPM = ("eventsource", "undici", "eventsource-client", "@microsoft/fetch-event-source")
 
 # Left to itself it loses events; not part of the sum. See npm_client.mjs.
-OWN_ID = "@microsoft/fetch-event-source (its own id)"
+OWN_ID = "@microsoft/fetch-event-source:own-id"
 
 # Without the network ones, Chromium keeps asking its maker's servers; as root it needs
 # --no-sandbox.
@@ -169,7 +169,7 @@ class Client:
 
 class Npm(Client):
     def version(self):
-        package = self.name.partition(" ")[0]
+        package = self.name.partition(":")[0]
         text = (PACKAGES / "node_modules" / package / "package.json").read_text()
         return json.loads(text)["version"]
 

@@ -104,7 +104,7 @@ const clients = {
         });
     },
 
-    async '@microsoft/fetch-event-source (its own id)'() {
+    async '@microsoft/fetch-event-source:own-id'() {
         await clients['@microsoft/fetch-event-source'](false);
     },
 };

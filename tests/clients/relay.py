@@ -69,10 +69,11 @@ class Connection:
         self.upstream = None
         self.target = None
         self.frames = 0
-        self.sent = 0
+        self.heartbeats = 0
         self.asked = None  # the Last-Event-ID of its request
         self.request = b""
         self.order = None  # an end it was told to come to
+        self.extra = []    # frames to be slipped in where none is under way
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self):
@@ -130,11 +131,15 @@ class Connection:
             return False
         if not data:
             return False
+        self.heartbeats += data.count(b"\n:\n")
         cut = self.relay.next_cut(self)
         offset = self._place(data, cut) if cut else None
         self.frames += data.count(b"id: ")
         if offset is None:
-            self.client.sendall(self.relay.change(self, data))
+            self.client.sendall(self.relay.change(data))
+            # A heartbeat comes whole: behind it no frame is under way.
+            while self.extra and data.endswith(b"\n:\n\r\n"):
+                self.client.sendall(self.extra.pop(0))
             return True
         if cut.stall_seconds:
             time.sleep(cut.stall_seconds)
@@ -167,7 +172,8 @@ class Relay:
         self.cuts_done = []
         self.breaks = 0         # streams that ended, however
         self.requests = []      # the Last-Event-ID of each stream, "" for none
-        self.changes = []       # functions: bytes of a connection to other bytes
+        self.times = []         # when they came
+        self.changes = []       # functions: bytes from a gateway to other bytes
         self._listening = None
         self.address = ("127.0.0.1", 0)
         self.open_door()
@@ -250,19 +256,32 @@ class Relay:
                 self._plan.pop(0)
                 self.cuts_done.append(cut)
 
-    def change(self, connection, data):
+    def change(self, data):
         for change in self.changes:
-            data = change(connection, data)
+            data = change(data)
         return data
 
     def note_request(self, connection):
         with self._lock:
             self.requests.append(connection.asked)
+            self.times.append(time.monotonic())
 
     def forget(self, connection):
         with self._lock:
             self._connections.discard(connection)
             self.breaks += connection.frames > 0
+
+    def slip_in(self, frame):
+        """One more frame for the open stream, in a chunk of its own."""
+        chunk = b"%x\r\n%s\r\n" % (len(frame), frame)
+        with self._lock:
+            for connection in self._connections:
+                connection.extra.append(chunk)
+
+    def heartbeats(self):
+        """Of the streams that are open."""
+        with self._lock:
+            return sum(connection.heartbeats for connection in self._connections)
 
     def describe(self):
         """For whoever wonders why a client gets nothing."""

@@ -20,3 +20,12 @@ def bursts(results):
          verdict.wrong]
         for front, client, cuts, reconnects, verdict in results])
     return all(verdict.is_clean() for *_, verdict in results)
+
+
+def manners(results):
+    """results: [(client, {what: outcome})]; whether all are good."""
+    head = ["client", "full", "heartbeats", "checkpoint"]
+    table(head, [[client.name, *(outcomes[name] for name in head[1:])]
+                 for client, outcomes in results])
+    return not any(outcome.startswith("!") for _, outcomes in results
+                   for outcome in outcomes.values())

@@ -176,6 +176,18 @@ http {{
 }}
 """
 
+# While no gateway is there, nginx answers 502, and from that an EventSource never comes back:
+# "nginx-later" says instead what a gateway would say. (The header is for pages of another
+# origin.)
+NGINX_LATER = """
+            error_page 502 504 =200 @later;
+        }
+        location @later {
+            default_type text/event-stream;
+            add_header Access-Control-Allow-Origin *;
+            return 200 "retry: 500\\n";
+        }"""
+
 HAPROXY = """
 defaults
     mode http
@@ -198,8 +210,8 @@ def free_ports(count):
 
 
 class Proxy:
-    """nginx as its package's defaults have it (HTTP/1.0 towards the gateway, buffers), or
-    haproxy with compression wanted; a port for each relay."""
+    """A port for each relay, through nginx as its package's defaults have it (HTTP/1.0
+    towards the gateway, buffers), or through haproxy with compression wanted."""
 
     def __init__(self, kind, relays):
         self.home = Path(tempfile.mkdtemp(prefix=f"pgsse-{kind}-"))
@@ -209,18 +221,21 @@ class Proxy:
         self.config = self.home / "config"
         pairs = list(zip(ports, relays))
         self.log = open(self.home / "log", "wb")
-        command = self._nginx(pairs) if kind == "nginx" else self._haproxy(pairs)
+        if kind == "haproxy":
+            command = self._haproxy(pairs)
+        else:
+            command = self._nginx(pairs, NGINX_LATER if kind == "nginx-later" else " }")
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
             start_new_session=True, preexec_fn=die_with_parent(15))
         wait_until(lambda: all(map(self._answers, ports)), f"{kind} listens")
 
-    def _nginx(self, pairs):
+    def _nginx(self, pairs, rest):
         names = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         paths = "\n    ".join(f"{name}_temp_path {self.home}/{name};" for name in names)
         servers = "\n    ".join(
             f"server {{ listen 127.0.0.1:{port};"
-            f" location / {{ proxy_pass {relay.url}; }} }}" for port, relay in pairs)
+            f" location / {{ proxy_pass {relay.url};{rest} }}" for port, relay in pairs)
         self.config.write_text(NGINX.format(home=self.home, paths=paths, servers=servers))
         user = ["-g", "user nobody nogroup;"] if os.geteuid() == 0 else []
         return [find_tool("nginx"), "-c", str(self.config), "-p", str(self.home), *user]
