@@ -32,6 +32,7 @@ def main():
         run = burst.Burst(front, names, events, faults, seed)
         results += [(front, *result) for result in run.run()]
     good = report.bursts(results) and good
+    print("all is as promised" if good else "something is not as promised: see above")
     return 0 if good else 1
 
 

@@ -47,6 +47,7 @@ class Burst:
 
     def __init__(self, front, names, events, faults, seed):
         self.front, self.events, self.faults = front, events, faults
+        self.patient = front in ("nginx", "haproxy")
         self.random = random.Random(seed)
         self.world = World()
         self.proxy = None
@@ -82,7 +83,7 @@ class Burst:
 
     def _open(self):
         a, b = self.world.start("a"), self.world.start("b")
-        self.relays = [Relay([a, b] if number % 2 else [b, a])
+        self.relays = [Relay([a, b] if number % 2 else [b, a], patient=self.patient)
                        for number in range(len(self.clients))]
         urls = [relay.url for relay in self.relays]
         if self.front != "direct":
@@ -201,10 +202,8 @@ class Burst:
         self.world.start("b")
 
     def _restarted(self):
-        """Behind most proxies clients are kept waiting instead of refused: these would answer
-        502, and from that an EventSource never comes back."""
-        refused = self.front in ("direct", "nginx-later")
-        if refused:
+        """Where the relays are patient, clients are kept waiting instead of refused."""
+        if not self.patient:
             for relay in self.relays:
                 relay.close_door()
         for gateway in self.world.gateways.values():
@@ -214,6 +213,6 @@ class Burst:
         for name in "ab":
             self.world.start(name)
         self._aim()
-        if refused:
+        if not self.patient:
             for relay in self.relays:
                 relay.open_door()

@@ -25,7 +25,7 @@ class Sabotage:
 
 
 def change_a_byte(frame):
-    at = frame.rindex(b"data: ") + 7
+    at = frame.index(b"data: ") + len(b"data: ")
     return frame[:at] + bytes([frame[at] ^ 1]) + frame[at + 1:]
 
 
@@ -44,7 +44,7 @@ class Proof(Burst):
     """One curl for each harm; the streams are not cut."""
 
     def __init__(self, seed):
-        super().__init__("proof", ["curl"] * len(HARMS), 2000, (), seed)
+        super().__init__("direct", ["curl"] * len(HARMS), 2000, (), seed)
 
     def _plan(self):
         self.sabotages = [Sabotage(harm) for harm, _ in HARMS.values()]

@@ -5,7 +5,9 @@ after how many frames of the connection. The rest of what the gateway had sent i
 as by a network that broke at that byte.
 
 The relay knows its gateways in an order and takes the first that lets it in, as a load
-balancer would. It also keeps what each request said in Last-Event-ID.
+balancer would. A patient one, for behind a proxy, also asks again where a gateway was gone
+before it began to answer: the proxy would make a 502 of that, and from such an answer an
+EventSource never comes back. The relay also keeps what each request said in Last-Event-ID.
 """
 
 import re
@@ -67,8 +69,8 @@ class Connection:
         self.relay = relay
         self.client = client
         self.upstream = None
-        self.target = None
         self.frames = 0
+        self.answered = False  # something has come from a gateway
         self.heartbeats = 0
         self.asked = None  # the Last-Event-ID of its request
         self.request = b""
@@ -78,8 +80,8 @@ class Connection:
 
     def _run(self):
         try:
-            if self._dial():
-                self._pass_on()
+            while self._dial() and self._pass_on():
+                self.upstream.close()
         except OSError:
             self._end("reset")
         finally:
@@ -94,26 +96,31 @@ class Connection:
             for target in self.relay.targets():
                 try:
                     self.upstream = socket.create_connection(target.address, 5)
+                    self.upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    self.upstream.sendall(self.request)
+                    return True
                 except OSError:
                     continue
-                self.upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self.target = target
-                return True
             time.sleep(0.02)
         return False
 
     def _pass_on(self):
+        """Until the end of either side, or of the order; true to ask once more."""
         while self.order is None:
             ready, _, _ = select.select([self.client, self.upstream], [], [], 0.05)
             if self.client in ready:
                 data = self.client.recv(65536)
                 if not data:
-                    return
+                    return False
                 self._read_request(data)
-                self.upstream.sendall(data)
+                try:
+                    self.upstream.sendall(data)
+                except OSError:
+                    return self.relay.patient and not self.answered
             if self.upstream in ready and not self._pass_down():
-                return
+                return self.relay.patient and not self.answered
         self._end(self.order)
+        return False
 
     def _read_request(self, data):
         self.request += data
@@ -127,10 +134,12 @@ class Connection:
         try:
             data = self.upstream.recv(65536)
         except ConnectionResetError:
-            self._end("reset")
+            if self.answered or not self.relay.patient:
+                self._end("reset")
             return False
         if not data:
             return False
+        self.answered = True
         self.heartbeats += data.count(b"\n:\n")
         cut = self.relay.next_cut(self)
         offset = self._place(data, cut) if cut else None
@@ -164,7 +173,8 @@ class Connection:
 class Relay:
     """One client's way to the gateways."""
 
-    def __init__(self, targets):
+    def __init__(self, targets, patient=False):
+        self.patient = patient
         self._targets = list(targets)
         self._lock = threading.Lock()
         self._connections = set()
@@ -234,7 +244,8 @@ class Relay:
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
-            connection.order = end
+            if connection.answered or not self.patient:
+                connection.order = end
 
     # -- what connections ask and tell --------------------------------------------------
 

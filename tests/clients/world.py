@@ -221,10 +221,9 @@ class Proxy:
         self.config = self.home / "config"
         pairs = list(zip(ports, relays))
         self.log = open(self.home / "log", "wb")
-        if kind == "haproxy":
-            command = self._haproxy(pairs)
-        else:
-            command = self._nginx(pairs, NGINX_LATER if kind == "nginx-later" else " }")
+        command = {"nginx": lambda: self._nginx(pairs, " }"),
+                   "nginx-later": lambda: self._nginx(pairs, NGINX_LATER),
+                   "haproxy": lambda: self._haproxy(pairs)}[kind]()
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
             start_new_session=True, preexec_fn=die_with_parent(15))
