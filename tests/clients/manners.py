@@ -124,7 +124,7 @@ class Manners:
         arrived = self._publish("after a checkpoint")
         for client, relay in self._pairs():
             shown = len(client.recording.events) - messages[client] - 1
-            came_with = relay.requests[-1]
+            came_with = relay.requests[-1] if relay.requests else ""
             good = (came_with.isdigit() and int(came_with) >= seq and shown == 0
                     and arrived[client] and not client.recording.gaps)
             yield client, "came back with its id, none shown" if good else (
