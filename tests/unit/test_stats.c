@@ -105,7 +105,8 @@ static void every_figure_has_a_name_and_a_help(void **state)
     assert_int_equal(count_of(text.data, "# HELP "), count_of(text.data, "# TYPE "));
     /* The three other response classes share a head, and so do the two other reasons of a
      * gap; build_info may be there as well. */
-    size_t heads = STATS_COUNTER_COUNT - 3 - 2 + STATS_GAUGE_COUNT + STATS_HISTOGRAM_COUNT;
+    size_t heads =
+        STATS_COUNTER_COUNT - 3 - 2 + STATS_GAUGE_COUNT + STATS_HISTOGRAM_COUNT;
     assert_in_range(count_of(text.data, "# TYPE "), heads, heads + 1);
     assert_int_equal(text.data[text.len - 1], '\n');
 }
