@@ -11,6 +11,7 @@ struct channels {
     struct channels_topic **buckets;
     size_t bucket_count; /* a power of two */
     size_t topic_count;
+    size_t topic_bytes;
 
     /* How many prefix topics there are of each length, and of any. */
     size_t prefixes_of_length[EVENT_CHANNEL_MAX_BYTES + 1];
@@ -102,6 +103,7 @@ static struct channels_topic *topic_new(struct channels *channels, const char *n
     memcpy(topic->name, name, len);
 
     channels->topic_count++;
+    channels->topic_bytes += sizeof(*topic) + len + 1;
     if (is_prefix) {
         channels->prefix_count++;
         channels->prefixes_of_length[len]++;
@@ -118,6 +120,7 @@ static void topic_free(struct channels *channels, struct channels_topic *topic)
     *link = topic->next;
 
     channels->topic_count--;
+    channels->topic_bytes -= sizeof(*topic) + topic->len + 1;
     if (topic->is_prefix) {
         channels->prefix_count--;
         channels->prefixes_of_length[topic->len]--;
@@ -195,6 +198,11 @@ size_t channels_match(const struct channels *channels, const char *name, size_t 
             prefix_hash = sse_hash_add(prefix_hash, name[prefix]);
     }
     return count;
+}
+
+size_t channels_bytes(const struct channels *channels)
+{
+    return channels->bucket_count * sizeof(*channels->buckets) + channels->topic_bytes;
 }
 
 bool channels_topic_takes(const struct channels_topic *topic, const char *name,

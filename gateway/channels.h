@@ -56,6 +56,9 @@ size_t channels_match(const struct channels *channels, const char *name, size_t 
                       uint64_t hash,
                       struct channels_topic *ret_topics[CHANNELS_MATCH_MAX]);
 
+/* Memory that the topics take. */
+size_t channels_bytes(const struct channels *channels);
+
 /* Does the pattern take events of that channel? For one reader on its own. */
 bool channels_topic_takes(const struct channels_topic *topic, const char *name,
                           size_t len, uint64_t hash);

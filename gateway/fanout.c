@@ -1,3 +1,4 @@
+#include <stdatomic.h>
 #include <string.h>
 
 #include "buf.h"
@@ -15,6 +16,9 @@
 /* What was committed before a drain began is still delivered, rather than left for the next
  * connection to ask for. */
 #define DELIVER_FIRST_USEC (200 * USEC_PER_MSEC)
+
+/* How often it says how far its slowest stream is behind. */
+#define LAG_LOOK_USEC USEC_PER_SEC
 
 /* What is new on one topic: a chain of hits, in order. */
 struct run {
@@ -37,6 +41,8 @@ struct fanout {
     struct channels *channels;
     struct catchup *catchup;
     struct stream *streams;
+    size_t counted_bytes; /* of the channels: their part of STATS_CONNECTION_MEMORY */
+    uint64_t lag_told_usec;
 
     /* This round. */
     uint64_t mark;
@@ -53,6 +59,16 @@ struct fanout {
 
 static void stream_writable(struct stream_owner *owner, struct stream *stream);
 static void stream_over(struct stream_owner *owner, struct stream *stream);
+
+/* After the channels have come to take more memory, or less. */
+static void count_channels(struct fanout *fanout)
+{
+    const size_t bytes = channels_bytes(fanout->channels);
+
+    stats_gauge_add(fanout->settings.stats, STATS_CONNECTION_MEMORY,
+                    (int64_t)bytes - (int64_t)fanout->counted_bytes);
+    fanout->counted_bytes = bytes;
+}
 
 struct fanout *fanout_new(const struct fanout_settings *settings)
 {
@@ -78,6 +94,7 @@ struct fanout *fanout_new(const struct fanout_settings *settings)
         fanout_free(fanout);
         return NULL;
     }
+    count_channels(fanout);
     return fanout;
 }
 
@@ -91,9 +108,57 @@ void fanout_free(struct fanout *fanout)
     free(fanout);
 }
 
+/* -- how it is doing -- */
+
+void fanout_each(const struct fanout *fanout,
+                 void (*look)(void *argument, const struct stream *stream,
+                              uint64_t newest),
+                 void *argument)
+{
+    uint64_t newest = 0;
+
+    if (!ring_now(fanout->settings.reader, &newest))
+        newest = 0; /* nobody is behind what is not there yet */
+    for (const struct stream *stream = fanout->streams; stream != NULL;
+         stream = stream->next)
+        look(argument, stream, newest);
+}
+
+static void look_for_lag(void *argument, const struct stream *stream, uint64_t newest)
+{
+    uint64_t *max = argument;
+    uint64_t lag;
+
+    if (stream_lag(stream, newest, &lag))
+        *max = MAX(*max, lag);
+}
+
+/* Says how far the slowest stream is behind. On the shard's own time rather than when
+ * somebody asks: /metrics must be answered while a shard is stuck, and asking for it often
+ * must not make the shards walk their streams often. */
+static void tell_lag(const struct fanout *fanout)
+{
+    struct fanout_lags *lags = fanout->settings.lags;
+    uint64_t max = 0;
+
+    /* All are LIVE where the shard has read everything: there is no need to look. */
+    if (fanout->owner.behind_count > 0 ||
+        ring_next(fanout->settings.reader) != fanout->owner.position)
+        fanout_each(fanout, look_for_lag, &max);
+    atomic_store_explicit(&lags->events[fanout->settings.index], max,
+                          memory_order_relaxed);
+    for (unsigned i = 0; i < lags->count; i++)
+        max = MAX(max, atomic_load_explicit(&lags->events[i], memory_order_relaxed));
+    stats_gauge_set(fanout->settings.stats, STATS_STREAMS_LAG_MAX, (int64_t)max);
+}
+
 void fanout_turn(struct fanout *fanout, uint64_t now_usec)
 {
     fanout->owner.now_usec = now_usec;
+    if (fanout->settings.lags == NULL || now_usec < fanout->lag_told_usec + LAG_LOOK_USEC)
+        return;
+    fanout->lag_told_usec = now_usec;
+    tell_lag(fanout);
 }
 
 uint64_t fanout_position(const struct fanout *fanout)
@@ -151,6 +216,7 @@ struct stream *fanout_subscribe(struct fanout *fanout, struct connection *connec
         stream_free(stream);
         return NULL;
     }
+    count_channels(fanout);
     add_stream(fanout, stream);
     return stream;
 }
@@ -161,6 +227,7 @@ static void stream_over(struct stream_owner *owner, struct stream *stream)
 
     catchup_forget(fanout->catchup, stream);
     leave_channels(fanout, stream);
+    count_channels(fanout);
     *stream->link = stream->next;
     if (stream->next != NULL)
         stream->next->link = stream->link;

@@ -14,7 +14,8 @@
  * of the ring, each once, from its first place on.
  *
  * Threads: its shard's. Locks: none. Cost: a round looks only at channels that have
- * something new; one system call a member.
+ * something new; one system call a member. Once a second, while somebody is BEHIND, it looks
+ * at all streams.
  */
 #ifndef FANOUT_H
 #define FANOUT_H
@@ -38,6 +39,16 @@ struct fanout_settings {
     /* Called on any thread: the letter is to be delivered on the shard's. */
     void (*post)(void *argument, struct mail *mail);
     void *argument;
+    /* Where each shard says how many events its slowest stream is behind, and which of them
+     * is this one's. NULL: nowhere. */
+    struct fanout_lags *lags;
+    unsigned index;
+};
+
+/* STATS_STREAMS_LAG_MAX is the greatest of them. [atomic] */
+struct fanout_lags {
+    unsigned count;
+    _Atomic uint64_t events[];
 };
 
 struct fanout *fanout_new(const struct fanout_settings *settings)
@@ -57,6 +68,13 @@ bool fanout_round(struct fanout *fanout);
 
 /* The next position it will read: for ring_sleep(). */
 uint64_t fanout_position(const struct fanout *fanout);
+
+/* Calls look() for every stream that is not over, in no order. `newest` is the newest event
+ * there is: for stream_lag(). */
+void fanout_each(const struct fanout *fanout,
+                 void (*look)(void *argument, const struct stream *stream,
+                              uint64_t newest),
+                 void *argument);
 
 /* Every stream says goodbye at a random time within `spread_usec`. */
 void fanout_drain(struct fanout *fanout, uint64_t spread_usec);

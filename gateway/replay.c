@@ -74,13 +74,19 @@ static void page_free(struct replay_page *page)
     free(page);
 }
 
+static void count_bytes(const struct replay_page *page, int64_t change)
+{
+    atomic_fetch_add_explicit(&page->replay->bytes, (size_t)change, memory_order_relaxed);
+    stats_gauge_add(page->replay->settings.stats, STATS_REPLAY_BYTES, change);
+}
+
 void replay_page_free(struct replay_page *page)
 {
     /* Release and acquire: whoever frees it sees all reading as done. */
     if (page == NULL ||
         atomic_fetch_sub_explicit(&page->holders, 1, memory_order_acq_rel) > 1)
         return;
-    atomic_fetch_sub_explicit(&page->replay->bytes, page->bytes, memory_order_relaxed);
+    count_bytes(page, -(int64_t)page->bytes);
     page_free(page);
 }
 
@@ -180,7 +186,7 @@ static struct replay_page *page_new(struct replay *replay, uint64_t after,
         page_free(page);
         return NULL;
     }
-    atomic_fetch_add_explicit(&replay->bytes, page->bytes, memory_order_relaxed);
+    count_bytes(page, (int64_t)page->bytes);
     return page;
 }
 

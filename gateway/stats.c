@@ -89,6 +89,14 @@ static const struct figure gauges[STATS_GAUGE_COUNT] = {
     [STATS_STREAMS_BEHIND] = {"streams_behind", NULL, "Streams that are not up to date."},
     [STATS_STREAMS_REPLAYING] = {"streams_replaying", NULL,
                                  "Streams that go on from the table."},
+    [STATS_STREAMS_LAG_MAX] = {"streams_lag_max_events", NULL,
+                               "Events that the slowest stream is behind, looked at "
+                               "once a second."},
+    [STATS_CONNECTION_MEMORY] = {"connection_memory_bytes", NULL,
+                                 "Memory set aside for connections and streams: pools, "
+                                 "records, channel names, bodies being received."},
+    [STATS_REPLAY_BYTES] = {"replay_bytes", NULL,
+                            "Bytes of the pages that are on their way to streams."},
     [STATS_PUBLISH_WAITING] = {"publish_waiting_events", NULL,
                                "Events that wait for their batch."},
     [STATS_PURGED_SEQ] = {"purged_seq", NULL,

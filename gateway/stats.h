@@ -59,6 +59,9 @@ enum stats_gauge {
     STATS_STREAMS,           /* likewise */
     STATS_STREAMS_BEHIND,    /* likewise: not up to date */
     STATS_STREAMS_REPLAYING, /* likewise: of these, going on from the table */
+    STATS_STREAMS_LAG_MAX,   /* events that the slowest stream has yet to be sent */
+    STATS_CONNECTION_MEMORY, /* bytes, by what connections and streams ask for */
+    STATS_REPLAY_BYTES,      /* pages of events on their way to streams */
     STATS_PUBLISH_WAITING,   /* events waiting for their batch */
     STATS_PURGED_SEQ,        /* ids below it can no longer be resumed from exactly */
     STATS_GAUGE_COUNT

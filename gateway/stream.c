@@ -17,6 +17,10 @@
 /* Frames in one sendmsg(2). */
 #define SEND_FRAMES 256
 
+/* What libmicrohttpd allocates for a stream's response, its block and its headers: counted on
+ * 0.9.75. */
+#define RESPONSE_BYTES ((size_t)640)
+
 #define SOCKET_EVENTS (EPOLLOUT | EPOLLRDHUP | EPOLLET)
 
 /* The time libmicrohttpd has for writing a goodbye. */
@@ -44,6 +48,28 @@ struct stream_type {
 static void source_ready(struct poller_source *source, uint32_t events);
 static void timer_fired(struct wheel_timer *timer);
 static void set_timer(struct stream *stream);
+
+/* -- what it costs -- */
+
+static size_t memory_of(const struct stream *stream)
+{
+    size_t bytes = sizeof(*stream) + RESPONSE_BYTES +
+                   stream->member_count * sizeof(*stream->members) +
+                   stream->type_count * sizeof(*stream->types) + stream->greeting_len +
+                   stream->rest_len;
+
+    for (size_t i = 0; i < stream->type_count; i++)
+        bytes += stream->types[i].len + 1;
+    return bytes;
+}
+
+/* Whenever it has come to hold more or less. */
+static void count_memory(struct stream *stream, size_t bytes)
+{
+    stats_gauge_add(stream->stats, STATS_CONNECTION_MEMORY,
+                    (int64_t)bytes - (int64_t)stream->counted_bytes);
+    stream->counted_bytes = bytes;
+}
 
 /* -- making -- */
 
@@ -121,7 +147,8 @@ struct stream *stream_new(const struct stream_wishes *wishes,
         wishes->chunked && wishes->channel_count == 1 && wishes->type_count == 0;
     stream->place = wishes->place;
     stream->last_count = wishes->last_count;
-    stream->last_sent_usec = clock_usec();
+    stream->begun_usec = clock_usec();
+    stream->last_sent_usec = stream->begun_usec;
     stream->ends_usec = timing->max_age_usec == CLOCK_NEVER
                             ? CLOCK_NEVER
                             : clock_usec() + clock_jitter(timing->max_age_usec);
@@ -136,6 +163,7 @@ struct stream *stream_new(const struct stream_wishes *wishes,
         stream_free(stream);
         return NULL;
     }
+    count_memory(stream, memory_of(stream));
     return stream;
 }
 
@@ -150,6 +178,7 @@ void stream_free(struct stream *stream)
     free(stream->greeting);
     free(stream->requested);
     free(stream->rest);
+    count_memory(stream, 0);
     free(stream);
 }
 
@@ -159,7 +188,19 @@ static void set_phase(struct stream *stream, enum stream_phase phase)
 
     if (behind != 0)
         stats_gauge_add(stream->stats, STATS_STREAMS_BEHIND, behind);
+    stream->owner->behind_count += (size_t)behind;
     stream->phase = phase;
+}
+
+bool stream_lag(const struct stream *stream, uint64_t newest, uint64_t *ret_events)
+{
+    const bool is_live = stream->phase == STREAM_LIVE;
+    const uint64_t seq = is_live ? stream->owner->seq : stream->seq;
+
+    if (!is_live && stream->place != STREAM_AT_SEQ && stream->place != STREAM_AT_ID)
+        return false;
+    *ret_events = newest - MIN(seq, newest);
+    return true;
 }
 
 bool stream_takes_type(const struct stream *stream, const struct sse_frame *frame)
@@ -174,6 +215,14 @@ bool stream_takes_type(const struct stream *stream, const struct sse_frame *fram
             return true;
     }
     return false;
+}
+
+const char *stream_type_name(const struct stream *stream, size_t index, size_t *ret_len)
+{
+    if (index >= stream->type_count)
+        return NULL;
+    *ret_len = stream->types[index].len;
+    return stream->types[index].name;
 }
 
 void stream_add_types(const struct stream *stream, struct buf *ret_text)
@@ -237,6 +286,7 @@ static int leave_rest(struct stream *stream, const char *bytes, size_t len, size
     stream->rest_len = rest.len;
     stream->rest_out = out;
     stream->rest = buf_steal(&rest);
+    count_memory(stream, memory_of(stream));
     return 0;
 }
 
@@ -311,6 +361,8 @@ static ssize_t read_content(void *argument, uint64_t sent, char *out, size_t max
 
     free(stream->greeting);
     stream->greeting = NULL;
+    stream->greeting_len = 0;
+    count_memory(stream, memory_of(stream));
     connection_sleep(stream->connection);
     set_phase(stream, STREAM_BEHIND);
     set_timer(stream);
@@ -526,6 +578,7 @@ bool stream_send_rest(struct stream *stream)
     stream->rest = NULL;
     stream->rest_len = 0;
     stream->rest_out = 0;
+    count_memory(stream, memory_of(stream));
     return true;
 }
 

@@ -93,6 +93,7 @@ struct stream_owner {
     uint64_t now_usec; /* clock_usec() of this turn of the shard's loop */
     uint64_t sent_bytes; /* what all streams' sockets took; for the counters */
     uint64_t delivered;  /* frames they took whole, likewise */
+    size_t behind_count; /* streams that are BEHIND */
 };
 
 struct stream {
@@ -122,6 +123,8 @@ struct stream {
     size_t rest_len;
     size_t rest_out;
 
+    size_t counted_bytes;    /* its part of STATS_CONNECTION_MEMORY */
+    uint64_t begun_usec;     /* [const] */
     uint64_t last_sent_usec; /* when the socket last took something */
     uint64_t ends_usec;      /* maximum age, or the goodbye of a drain */
 
@@ -167,6 +170,14 @@ struct MHD_Response *stream_response(struct stream *stream) MUST_CHECK;
 
 /* Does it want this type? (Its channels are the owner's business.) */
 bool stream_takes_type(const struct stream *stream, const struct sse_frame *frame);
+
+/* The name of the type it wants; NULL if it wants fewer. */
+const char *stream_type_name(const struct stream *stream, size_t index, size_t *ret_len);
+
+/* How many events, wanted or not, there are up to `newest` that it has not been past. false:
+ * it is not known yet where it begins. */
+bool stream_lag(const struct stream *stream, uint64_t newest,
+                uint64_t *ret_events) MUST_CHECK;
 
 /* Adds the types it wants, one a line. */
 struct buf;
