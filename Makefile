@@ -14,7 +14,7 @@ MODULES := \
     units secret inifile config sockets service \
     dsn database retry sqlfile migrate listener batch queue publisher \
     readers lookup replay retention \
-    connection lobby stream catchup fanout shard \
+    connection porch lobby stream catchup fanout tour shard \
     cloudevents problem form request page exchange events http \
     healthcheck serve main
 

@@ -8,17 +8,10 @@
 #include "clock.h"
 #include "lobby.h"
 #include "log.h"
+#include "porch.h"
 #include "shard.h"
 #include "thread.h"
 #include "wheel.h"
-
-/* One turn of the loop takes no more than this from each listening socket. */
-#define ACCEPT_BATCH 64
-
-/* Out of descriptors: the time until accepting is tried again, and until the log is told
- * again. */
-#define ACCEPT_PAUSE_USEC (100 * USEC_PER_MSEC)
-#define ACCEPT_TELL_USEC  (60 * USEC_PER_SEC)
 
 /* A drain begins: the time that those in the lobby have for their first header. */
 #define LOBBY_GRACE_USEC (500 * USEC_PER_MSEC)
@@ -34,19 +27,17 @@
 #define POOL_MEDIUM (8 * KIB)
 #define POOL_LARGE  (32 * KIB) /* at least */
 
+/* And what it allocates besides: counted on 0.9.75. */
+#define MHD_CONNECTION_BYTES ((size_t)560)
+
 enum daemon_kind { STREAMS_SMALL, STREAMS_MEDIUM, STREAMS_LARGE, WORK, DAEMON_COUNT };
 
 struct daemon {
     struct poller_source source;
     struct shard *shard;
     struct MHD_Daemon *mhd;
-    bool pending; /* it has something to do */
-};
-
-struct listening {
-    struct poller_source source;
-    struct shard *shard;
-    int fd;
+    size_t pool_bytes; /* [const] of each connection */
+    bool pending;      /* it has something to do */
 };
 
 struct shard {
@@ -56,17 +47,15 @@ struct shard {
     struct mail drain_mail; /* [main] until posted */
     struct mail stop_mail;  /* [main] until posted */
     _Atomic size_t load;    /* [atomic] connections */
-    _Atomic size_t guests;  /* [atomic] in the lobby, as of the last turn */
+    _Atomic size_t guests;  /* [atomic] in the lobby; lowered once a turn */
     struct ring_reader *reader;
     struct poller *poller;
     struct wheel *wheel;
+    struct porch *porch;
     struct lobby *lobby;
     struct fanout *fanout;
     struct daemon daemons[DAEMON_COUNT];
-    struct listening *listening;
-    struct wheel_timer accept_again;
     struct wheel_timer lobby_closes;
-    uint64_t accept_told_usec; /* when the log was last told that accepting fails */
     struct poller_source mailbox_source;
     struct poller_source ring_source;
     struct connection *connections;
@@ -77,9 +66,13 @@ struct shard {
 struct shards {
     struct shard_settings settings; /* [const] */
     _Atomic size_t connections;     /* [atomic] over all shards */
-    _Atomic uint64_t spread_usec;   /* [atomic] written before drain_mail is posted */
-    struct shard *shards;           /* [const] */
-    unsigned count;                 /* [const] */
+    _Atomic size_t parcels; /* [atomic] descriptors on their way to another shard */
+    _Atomic unsigned closed_count; /* [atomic] shards that accept nobody any more */
+    _Atomic uint64_t spread_usec;  /* [atomic] written before drain_mail is posted */
+    struct shard *shards;          /* [const] */
+    struct tours *tours;           /* [const] */
+    struct fanout_lags *lags;      /* [const] */
+    unsigned count;                /* [const] */
 };
 
 /* A descriptor on its way to another shard. */
@@ -91,15 +84,29 @@ struct parcel {
     struct sockaddr_storage address;
 };
 
+static unsigned index_of(const struct shard *shard)
+{
+    return (unsigned)(shard - shard->all->shards);
+}
+
 /* -- connections arrive -- */
+
+/* Counted before anybody can think that nobody is there; see shards_are_empty(). */
+static void let_in(struct shard *shard, int fd, const struct sockaddr_storage *address,
+                   socklen_t address_len)
+{
+    atomic_fetch_add_explicit(&shard->guests, 1, memory_order_relaxed);
+    lobby_enter(shard->lobby, fd, (const struct sockaddr *)address, address_len);
+}
 
 static void parcel_delivered(struct mail *mail)
 {
     struct parcel *parcel = CONTAINER_OF(mail, struct parcel, mail);
+    struct shards *all = parcel->shard->all;
 
-    lobby_enter(parcel->shard->lobby, parcel->fd, (struct sockaddr *)&parcel->address,
-                parcel->address_len);
+    let_in(parcel->shard, parcel->fd, &parcel->address, parcel->address_len);
     free(parcel);
+    atomic_fetch_sub_explicit(&all->parcels, 1, memory_order_release);
 }
 
 /* Long-lived connections stay where they first come to, so each goes to the shard that
@@ -122,14 +129,15 @@ static struct shard *least_loaded(struct shard *self)
     return best;
 }
 
-static void hand_over(struct shard *self, int fd, const struct sockaddr_storage *address,
-                      socklen_t address_len)
+static void somebody_came(void *argument, int fd, const struct sockaddr_storage *address,
+                          socklen_t address_len)
 {
+    struct shard *self = argument;
     struct shard *shard = least_loaded(self);
 
     stats_add(self->all->settings.stats, STATS_CONNECTIONS_ACCEPTED, 1);
     if (shard == self) {
-        lobby_enter(self->lobby, fd, (const struct sockaddr *)address, address_len);
+        let_in(self, fd, address, address_len);
         return;
     }
 
@@ -145,74 +153,8 @@ static void hand_over(struct shard *self, int fd, const struct sockaddr_storage 
         .address_len = address_len,
         .address = *address,
     };
+    atomic_fetch_add_explicit(&self->all->parcels, 1, memory_order_relaxed);
     mailbox_post(&shard->mailbox, &parcel->mail);
-}
-
-static void stop_listening(struct shard *shard)
-{
-    for (size_t i = 0; i < shard->all->settings.listen_fd_count; i++)
-        poller_remove(shard->poller, &shard->listening[i].source);
-}
-
-static int start_listening(struct shard *shard)
-{
-    for (size_t i = 0; i < shard->all->settings.listen_fd_count; i++) {
-        struct listening *listening = &shard->listening[i];
-        /* Exclusive: one newcomer wakes one shard, not all of them. */
-        const int result = poller_add(shard->poller, &listening->source, listening->fd,
-                                      EPOLLIN | EPOLLEXCLUSIVE);
-
-        if (result < 0)
-            return result;
-    }
-    return 0;
-}
-
-static void accept_again(struct wheel_timer *timer)
-{
-    struct shard *shard = CONTAINER_OF(timer, struct shard, accept_again);
-
-    if (shard->draining)
-        return;
-    stop_listening(shard); /* after half a success */
-    if (start_listening(shard) < 0)
-        wheel_set(shard->wheel, timer, clock_usec() + ACCEPT_PAUSE_USEC);
-}
-
-/* Out of descriptors or memory. Who waits in the backlog waits a little longer. */
-static void pause_accepting(struct shard *shard, int error)
-{
-    const uint64_t now = clock_usec();
-
-    if (now >= shard->accept_told_usec + ACCEPT_TELL_USEC ||
-        shard->accept_told_usec == 0) {
-        log_warning("could not accept connections: %s; trying again", strerror(error));
-        shard->accept_told_usec = now;
-    }
-    stop_listening(shard);
-    wheel_set(shard->wheel, &shard->accept_again, now + ACCEPT_PAUSE_USEC);
-}
-
-static void listening_ready(struct poller_source *source, uint32_t events)
-{
-    struct listening *listening = CONTAINER_OF(source, struct listening, source);
-
-    (void)events;
-    for (int i = 0; i < ACCEPT_BATCH; i++) {
-        struct sockaddr_storage address = {0};
-        socklen_t address_len = sizeof(address);
-        const int fd = accept4(listening->fd, (struct sockaddr *)&address, &address_len,
-                               SOCK_NONBLOCK | SOCK_CLOEXEC);
-
-        if (fd >= 0)
-            hand_over(listening->shard, fd, &address, address_len);
-        else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
-                 errno == ENOMEM)
-            pause_accepting(listening->shard, errno);
-        /* Other errors are one peer's bad luck (accept(2)), or nobody is left. */
-        if (fd < 0 && errno != ECONNABORTED && errno != EINTR)
-            return;
-    }
 }
 
 /* -- and meet libmicrohttpd -- */
@@ -254,12 +196,18 @@ static void arrived(void *argument, const struct lobby_arrival *arrival)
     daemon->pending = true;
 }
 
-static void count_connection(struct shard *shard, int change)
+static void count_connection(const struct daemon *daemon, int change)
 {
+    struct shard *shard = daemon->shard;
+    const size_t bytes =
+        daemon->pool_bytes + MHD_CONNECTION_BYTES + sizeof(struct connection);
+
     atomic_fetch_add_explicit(&shard->all->connections, (size_t)change,
                               memory_order_relaxed);
     atomic_fetch_add_explicit(&shard->load, (size_t)change, memory_order_relaxed);
     stats_gauge_add(shard->all->settings.stats, STATS_CONNECTIONS, change);
+    stats_gauge_add(shard->all->settings.stats, STATS_CONNECTION_MEMORY,
+                    change * (int64_t)bytes);
 }
 
 /* libmicrohttpd tells of a connection: within MHD_add_connection(), or when it is run. */
@@ -273,7 +221,7 @@ static void connection_changed(void *argument, struct MHD_Connection *mhd, void 
     if (change != MHD_CONNECTION_NOTIFY_STARTED) {
         connection_free(*context);
         *context = NULL;
-        count_connection(shard, -1);
+        count_connection(daemon, -1);
         return;
     }
     *context = connection_new(
@@ -289,7 +237,7 @@ static void connection_changed(void *argument, struct MHD_Connection *mhd, void 
     /* Its header is there; but it may be nothing but empty lines. */
     if (*context != NULL)
         connection_allow(*context, settings->header_time_usec);
-    count_connection(shard, 1);
+    count_connection(daemon, 1);
 }
 
 PRINTF_LIKE(2, 0)
@@ -317,6 +265,7 @@ static int daemon_start(struct shard *shard, enum daemon_kind kind, size_t pool_
     const size_t limit = settings->connections_max + SHARD_SURPLUS_MAX;
 
     daemon->shard = shard;
+    daemon->pool_bytes = pool_bytes;
     daemon->mhd = MHD_start_daemon(
         MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_NO_LISTEN_SOCKET |
             MHD_USE_TURBO | MHD_USE_ERROR_LOG,
@@ -396,8 +345,9 @@ static void take_turn(struct shard *shard)
     const bool more_events = fanout_round(shard->fanout);
     const bool more_work = run_daemons(shard);
 
+    /* Those who have left the lobby are connections by now, for whoever sees this. */
     atomic_store_explicit(&shard->guests, lobby_count(shard->lobby),
-                          memory_order_relaxed);
+                          memory_order_release);
 
     if (more_events || more_work) {
         poller_wait(shard->poller, 0);
@@ -421,7 +371,8 @@ static void drain_delivered(struct mail *mail)
     struct shard *shard = CONTAINER_OF(mail, struct shard, drain_mail);
 
     shard->draining = true;
-    stop_listening(shard);
+    porch_close(shard->porch);
+    atomic_fetch_add_explicit(&shard->all->closed_count, 1, memory_order_release);
     /* Who has been let in may still say what it wants, if it is quick. */
     wheel_set(shard->wheel, &shard->lobby_closes, clock_usec() + LOBBY_GRACE_USEC);
     for (struct connection *connection = shard->connections; connection != NULL;
@@ -456,10 +407,11 @@ static void shard_run(void *argument)
     struct shard *shard = argument;
 
     THREAD_ASSERT(THREAD_SHARD);
+    tours_join(shard->all->tours, index_of(shard));
     while (!shard->stopping)
         take_turn(shard);
 
-    stop_listening(shard);
+    porch_close(shard->porch);
     lobby_clear(shard->lobby);
     wake_everybody(shard);
     for (enum daemon_kind kind = 0; kind < DAEMON_COUNT; kind++) {
@@ -505,6 +457,8 @@ static int make_rooms(struct shard *shard, struct err *err)
         .replay = settings->replay,
         .post = post,
         .argument = shard,
+        .lags = shard->all->lags,
+        .index = index_of(shard),
     });
     if (shard->wheel == NULL || shard->fanout == NULL)
         return err_set(err, -ENOMEM, "no memory for a shard");
@@ -518,21 +472,22 @@ static int make_rooms(struct shard *shard, struct err *err)
         .arrived = arrived,
         .argument = shard,
     });
-    shard->listening = calloc(settings->listen_fd_count, sizeof(*shard->listening));
-    if (shard->lobby == NULL || shard->listening == NULL)
+    shard->porch = porch_new(&(struct porch_settings){
+        .poller = shard->poller,
+        .wheel = shard->wheel,
+        .listen_fds = settings->listen_fds,
+        .listen_fd_count = settings->listen_fd_count,
+        .came = somebody_came,
+        .argument = shard,
+    });
+    if (shard->lobby == NULL || shard->porch == NULL)
         return err_set(err, -ENOMEM, "no memory for a shard");
+    tours_set(shard->all->tours, index_of(shard), &shard->mailbox, shard->fanout);
     return 0;
 }
 
 static int watch_sources(struct shard *shard, struct err *err)
 {
-    for (size_t i = 0; i < shard->all->settings.listen_fd_count; i++)
-        shard->listening[i] = (struct listening){
-            .source = POLLER_SOURCE(listening_ready),
-            .shard = shard,
-            .fd = shard->all->settings.listen_fds[i],
-        };
-    shard->accept_again.fire = accept_again;
     shard->lobby_closes.fire = lobby_closes;
     shard->mailbox_source = POLLER_SOURCE(mail_came);
     shard->ring_source = POLLER_SOURCE(ring_rang);
@@ -543,7 +498,7 @@ static int watch_sources(struct shard *shard, struct err *err)
         result = poller_add(shard->poller, &shard->ring_source,
                             ring_reader_fd(shard->reader), EPOLLIN);
     if (result == 0)
-        result = start_listening(shard);
+        result = porch_open(shard->porch);
     if (result < 0)
         return err_set(err, result, "could not watch a shard's sockets: %s",
                        strerror(-result));
@@ -581,7 +536,7 @@ static void shard_done(struct shard *shard)
     }
     lobby_free(shard->lobby);
     fanout_free(shard->fanout);
-    free(shard->listening);
+    porch_free(shard->porch);
     wheel_free(shard->wheel);
     poller_free(shard->poller);
     mailbox_done(&shard->mailbox);
@@ -598,11 +553,15 @@ struct shards *shards_new(const struct shard_settings *settings, struct err *err
     shards->settings = *settings;
     shards->count = settings->count;
     shards->shards = calloc(settings->count, sizeof(*shards->shards));
-    if (shards->shards == NULL) {
+    shards->tours = tours_new(settings->count);
+    shards->lags = calloc(1, sizeof(*shards->lags) +
+                                 settings->count * sizeof(shards->lags->events[0]));
+    if (shards->shards == NULL || shards->tours == NULL || shards->lags == NULL) {
         (void)err_set(err, -ENOMEM, "no memory for the shards");
         shards_free(shards);
         return NULL;
     }
+    shards->lags->count = settings->count;
     for (unsigned i = 0; i < shards->count; i++) {
         if (shard_init(&shards->shards[i], shards, i, err) < 0) {
             shards_free(shards);
@@ -637,17 +596,25 @@ size_t shards_connections(const struct shards *shards)
     return atomic_load_explicit(&shards->connections, memory_order_relaxed);
 }
 
+/* Looks in the order in which they move on: a shard that has closed its porch has made parcels
+ * and guests of all it accepted, a parcel becomes a guest before it is taken off, and a guest a
+ * connection likewise. Each acquire meets the release of that step. */
 bool shards_are_empty(const struct shards *shards)
 {
     size_t guests = 0;
 
+    if (atomic_load_explicit(&shards->closed_count, memory_order_acquire) <
+            shards->count ||
+        atomic_load_explicit(&shards->parcels, memory_order_acquire) > 0)
+        return false;
     for (unsigned i = 0; i < shards->count; i++)
-        guests += atomic_load_explicit(&shards->shards[i].guests, memory_order_relaxed);
+        guests += atomic_load_explicit(&shards->shards[i].guests, memory_order_acquire);
     return guests == 0 && shards_connections(shards) == 0;
 }
 
 void shards_stop(struct shards *shards)
 {
+    tours_close(shards->tours);
     for (unsigned i = 0; i < shards->count; i++)
         mailbox_post(&shards->shards[i].mailbox, &shards->shards[i].stop_mail);
     for (unsigned i = 0; i < shards->count; i++)
@@ -660,6 +627,8 @@ void shards_free(struct shards *shards)
         return;
     for (unsigned i = 0; shards->shards != NULL && i < shards->count; i++)
         shard_done(&shards->shards[i]);
+    tours_free(shards->tours);
+    free(shards->lags);
     free(shards->shards);
     free(shards);
 }
@@ -677,6 +646,11 @@ struct fanout *shard_fanout(struct shard *shard)
 bool shard_is_draining(const struct shard *shard)
 {
     return shard->draining;
+}
+
+int shard_tour(struct shard *shard, struct tour *tour)
+{
+    return tour_begin(tour, shard->all->tours, index_of(shard));
 }
 
 void shard_post(struct shard *shard, struct mail *mail)

@@ -32,6 +32,7 @@
 #include "ring.h"
 #include "stats.h"
 #include "stream.h"
+#include "tour.h"
 
 struct shards;
 struct shard;
@@ -75,7 +76,7 @@ void shards_drain(struct shards *shards, uint64_t spread_usec);
 /* Connections there are; those in the lobby do not count. */
 size_t shards_connections(const struct shards *shards);
 
-/* Nobody is there any more, in the lobby neither. */
+/* After shards_drain(): nobody is there any more, in the lobby neither. */
 bool shards_are_empty(const struct shards *shards);
 
 /* Ends everything that is left, and the threads. Whoever answers sleeping requests must
@@ -88,6 +89,9 @@ const struct thread *shards_thread(const struct shards *shards, unsigned index);
 
 struct fanout *shard_fanout(struct shard *shard);
 bool shard_is_draining(const struct shard *shard);
+
+/* Sends it to all shards, beginning with this one; see tour.h. -ESHUTDOWN. */
+int shard_tour(struct shard *shard, struct tour *tour) MUST_CHECK;
 
 /* From any thread: mail->deliver() is called on the shard's. */
 void shard_post(struct shard *shard, struct mail *mail);
