@@ -15,7 +15,7 @@ MODULES := \
     dsn database retry sqlfile migrate listener batch queue publisher \
     readers lookup replay retention \
     connection porch lobby stream catchup fanout tour shard \
-    cloudevents problem form request page exchange events http \
+    cloudevents problem form request page exchange events slowest http \
     healthcheck serve main
 
 # Rooms that are a header only.

@@ -8,6 +8,7 @@
 #include "exchange.h"
 #include "http.h"
 #include "shard.h"
+#include "slowest.h"
 
 /* Of what somebody sent, so much is repeated in a complaint about it. */
 #define QUOTED_MAX 200
@@ -297,6 +298,7 @@ static const struct route routes[] = {
     {"/healthz", "GET, HEAD, OPTIONS", answer_healthz, NULL},
     {"/readyz", "GET, HEAD, OPTIONS", answer_readyz, NULL},
     {"/metrics", "GET, HEAD, OPTIONS", answer_metrics, NULL},
+    {"/streams", "GET, HEAD, OPTIONS", slowest_list, NULL},
 };
 
 static const struct route event_route = {"/events/", "GET, HEAD, OPTIONS", events_read,
@@ -398,6 +400,12 @@ static enum MHD_Result open_exchange(struct http *http, struct MHD_Connection *m
                             http->settings.header_max);
 }
 
+static void count_body(struct http *http, int64_t change)
+{
+    atomic_fetch_add_explicit(&http->bodies_bytes, (size_t)change, memory_order_relaxed);
+    stats_gauge_add(http->settings.stats, STATS_CONNECTION_MEMORY, change);
+}
+
 /* More of a body. What is over a limit is read and forgotten, to be answered at its end. */
 static void take_body(struct http *http, struct exchange *exchange, const char *upload,
                       size_t len)
@@ -413,7 +421,7 @@ static void take_body(struct http *http, struct exchange *exchange, const char *
              buf_add(&exchange->body, upload, len) < 0)
         exchange->body_status = MHD_HTTP_SERVICE_UNAVAILABLE;
     else
-        atomic_fetch_add_explicit(&http->bodies_bytes, len, memory_order_relaxed);
+        count_body(http, (int64_t)len);
 }
 
 /* Calls the endpoint. A stream needs its exchange no longer than that: it would be the
@@ -464,8 +472,7 @@ void http_completed(void *argument, struct MHD_Connection *mhd, void **state,
     if (*state != NULL && *state != &stream_state) {
         struct exchange *exchange = *state;
 
-        atomic_fetch_sub_explicit(&http->bodies_bytes, exchange->body.len,
-                                  memory_order_relaxed);
+        count_body(http, -(int64_t)exchange->body.len);
         exchange_free(exchange);
     }
     *state = NULL;

@@ -8,6 +8,7 @@
  *   /healthz        GET, HEAD           the process is alive
  *   /readyz         GET, HEAD           notifications are listened to, writing is possible
  *   /metrics        GET, HEAD           stats.h
+ *   /streams        GET, HEAD           slowest.h
  *   /, files        GET, HEAD           page.h
  *
  * libmicrohttpd lets through what makes two parties see two different requests in the same

@@ -13,7 +13,7 @@ LIBRARIES = {
     "libpq-fe.h": {"dsn", "database", "migrate", "listener", "batch", "publisher", "replay"},
     "microhttpd.h": {"connection", "stream", "shard", "exchange", "http", "page"},
     "systemd/": {"service"},
-    "jansson.h": {"cloudevents", "problem", "request"},
+    "jansson.h": {"cloudevents", "problem", "request", "slowest"},
     "ini.h": {"inifile"},
 }
 
