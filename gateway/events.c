@@ -380,9 +380,7 @@ bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
     if (exchange->connection->surplus) {
         stats_add(exchange->common->stats, STATS_CONNECTIONS_REFUSED, 1);
         *ret_result = refuse_unread(exchange, 429, "too many connections");
-    } else if (shard_is_draining(exchange->connection->shard))
-        *ret_result = refuse_unread(exchange, 503, "the gateway is about to end");
-    else if (!exchange_origin_is_fine(exchange))
+    } else if (!exchange_origin_is_fine(exchange))
         *ret_result = refuse_unread(
             exchange, 403, "this origin may not publish; see [http] cors_origins");
     else if (check_post_query(exchange, &err) < 0 ||

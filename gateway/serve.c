@@ -39,8 +39,9 @@
 /* Pages of events that are on their way to returning subscribers, all together. */
 #define REPLAY_BYTES_MAX (16 * MIB)
 
-/* A goodbye for each stream takes so long, so that few streams do not wait for many. */
-#define GOODBYE_SPACING_USEC (2 * USEC_PER_MSEC)
+/* A few streams are sent away at this pace, so that nobody waits the whole drain time for
+ * them; many at the pace that fills it. */
+#define GOODBYE_SPACING_USEC (50 * USEC_PER_MSEC)
 
 /* While it drains: how often to look whether everybody has gone. */
 #define DRAIN_LOOK_MSEC 20
