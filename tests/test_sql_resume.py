@@ -332,8 +332,9 @@ def test_the_migration_goes_down_and_up_with_lives_and_events(pg, command):
     begin_life(pg)
     publish(pg, 2)
     pg.close()
-    migrate("down")
-    assert pg.value("SELECT max(version) FROM gateway.migrations") == 2
+    while pg.value("SELECT max(version) FROM gateway.migrations") > 2:
+        pg.close()
+        migrate("down")
     assert not pg.value("SELECT EXISTS (SELECT FROM pg_proc WHERE proname IN ('newest_seq',"
                         " 'has_seen', 'horizon', 'replay_page', 'oldest_seq', 'newest_after',"
                         " 'recent_after'))")
