@@ -187,6 +187,7 @@ class Subscriber(Worker):
                         self.subscribed.set()
                 assert event.type == "message", event
                 self.events.append((int(event.id), json.loads(event.data)))
+                self.count += 1
                 self.last_id = event.id
         except StreamEnded as end:
             return end.clean
@@ -221,8 +222,8 @@ class Load:
         return self.publishers + self.newcomers + self.subscribers
 
     def go_on_for(self, count):
-        """Until each publisher and newcomer has done that much more."""
-        before = {worker: worker.count for worker in self.publishers + self.newcomers}
+        """Until everybody has done that much more."""
+        before = {worker: worker.count for worker in self.everybody()}
 
         def done():
             self.check()
