@@ -812,7 +812,9 @@ static void many_who_come_back_at_once_share_a_handful_of_queries(void **state)
     const uint64_t pages = counter(world, STATS_REPLAY_PAGES);
     print_message("%d came back by %llu pages; %zu bytes each\n", CLIENTS,
                   (unsigned long long)pages, (after - MIN(after, before)) / CLIENTS);
-    assert_in_range(pages, 4, CLIENTS / 20);
+    /* Some twenty; more if the shards are slower than the database. Each for itself would
+     * have cost two or more. */
+    assert_in_range(pages, 4, CLIENTS / 4);
     nobody_is_left(world);
     front_close(&world->front);
     free(clients);
