@@ -10,8 +10,10 @@
 #define GET(query)     "GET /events" query " HTTP/1.1\r\nHost: x\r\n\r\n"
 #define GET_AFTER(id)  "GET /events HTTP/1.1\r\nHost: x\r\nLast-Event-ID: " id "\r\n\r\n"
 #define GET_1_0(query) "GET /events" query " HTTP/1.0\r\n\r\n"
-#define SMALL_RCVBUF   4096
-#define LIFE           ((uint64_t)1 << 40)
+#define GET_FROM(query, version, id)                                                     \
+    "GET /events" query " HTTP/" version "\r\nHost: x\r\nLast-Event-ID: " id "\r\n\r\n"
+#define SMALL_RCVBUF 4096
+#define LIFE         ((uint64_t)1 << 40)
 
 struct world {
     struct pg pg;
@@ -309,10 +311,9 @@ static void every_id_is_gone_on_from_wherever_the_ring_begins(void **state)
 static void a_long_way_back_is_gone_without_a_loss(void **state)
 {
     static const char *const requests[] = {
-        GET_AFTER("1"), "GET /events HTTP/1.0\r\nLast-Event-ID: 1\r\n\r\n",
-        "GET /events?channel=events&channel=none HTTP/1.1\r\nHost: x\r\n"
-        "Last-Event-ID: 1\r\n\r\n",
-        "GET /events?channel=even* HTTP/1.1\r\nHost: x\r\nLast-Event-ID: 1\r\n\r\n"};
+        GET_AFTER("1"), GET_FROM("", "1.0", "1"),
+        GET_FROM("?channel=events&channel=none", "1.1", "1"),
+        GET_FROM("?channel=even*", "1.1", "1")};
     struct world *world = *state;
     struct client clients[ARRAY_SIZE(requests)];
     CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
@@ -586,9 +587,9 @@ static void begin_new_life(struct world *world)
 /* A promotion that lost nothing: nobody notices, slow ones neither. */
 static void a_new_life_that_lost_nothing_is_not_noticed(void **state)
 {
-    static const char *const requests[] = {GET_AFTER("20"), GET_AFTER("3"),
-                                           "GET /events?channel=events&channel=x HTTP/1.0"
-                                           "\r\nLast-Event-ID: 3\r\n\r\n"};
+    static const char *const requests[] = {
+        GET_AFTER("20"), GET_AFTER("3"),
+        GET_FROM("?channel=events&channel=x", "1.0", "3")};
     struct world *world = *state;
     struct client clients[ARRAY_SIZE(requests)], slow;
     CLEANUP(buf_done) struct buf rest = BUF_EMPTY, all = BUF_EMPTY;
@@ -714,8 +715,7 @@ static void while_the_database_is_away_they_wait_with_heartbeats(void **state)
 {
     static const char *const requests[] = {GET_AFTER("2"), GET("?last_event_id=earliest"),
                                            GET("?last=3"), GET_AFTER("77"),
-                                           "GET /events HTTP/1.0\r\nLast-Event-ID: 2"
-                                           "\r\n\r\n"};
+                                           GET_FROM("", "1.0", "2")};
     struct world *world = *state;
     struct proxy proxy;
     struct client clients[ARRAY_SIZE(requests)];
@@ -953,6 +953,25 @@ static void walk_disconnect(struct walker *walker)
     walker->connected = false;
 }
 
+/* All that it has yet to get. */
+static void walk_to_the_end(struct world *world, struct walker *walker,
+                            struct own_events *own)
+{
+    const uint64_t end = clock_usec() + FRONT_PATIENCE_USEC;
+
+    if (!walker->connected)
+        walk_connect(world, walker, 1);
+    load_own(world, own, walks[walker->kind].condition);
+    while (walker->next < own->count) {
+        if (clock_usec() > end || walker->client.eof)
+            fail_msg("%s has %zu of %zu", walks[walker->kind].query, walker->next,
+                     own->count);
+        (void)client_take(walker.client, SIZE_MAX, 100);
+        digest(walker, own);
+    }
+    walk_disconnect(walker);
+}
+
 /* A ring that is small, readers that are slow, leave and come back, a table that begins new
  * lives, a ring that begins anew without one, connections that are killed. */
 static void walks_lose_and_double_nothing(void **state)
@@ -1003,21 +1022,8 @@ static void walks_lose_and_double_nothing(void **state)
         }
     }
     restart_ring(world); /* whatever the ring was not given */
-    for (int i = 0; i < WALKERS; i++) {
-        const uint64_t end = clock_usec() + FRONT_PATIENCE_USEC;
-
-        if (!walkers[i].connected)
-            walk_connect(world, &walkers[i], 1);
-        load_own(world, &own[walkers[i].kind], walks[walkers[i].kind].condition);
-        while (walkers[i].next < own[walkers[i].kind].count) {
-            if (clock_usec() > end || walkers[i].client.eof)
-                fail_msg("%s has %zu of %zu", walks[walkers[i].kind].query,
-                         walkers[i].next, own[walkers[i].kind].count);
-            (void)client_take(&walkers[i].client, SIZE_MAX, 100);
-            digest(&walkers[i], &own[walkers[i].kind]);
-        }
-        walk_disconnect(&walkers[i]);
-    }
+    for (int i = 0; i < WALKERS; i++)
+        walk_to_the_end(world, &walkers[i], &own[walkers[i].kind]);
     print_message("overtaken %llu times, %llu pages\n",
                   (unsigned long long)counter(world, STATS_STREAMS_LAGGED),
                   (unsigned long long)counter(world, STATS_REPLAY_PAGES));
