@@ -966,7 +966,7 @@ static void walk_to_the_end(struct world *world, struct walker *walker,
         if (clock_usec() > end || walker->client.eof)
             fail_msg("%s has %zu of %zu", walks[walker->kind].query, walker->next,
                      own->count);
-        (void)client_take(walker.client, SIZE_MAX, 100);
+        (void)client_take(&walker->client, SIZE_MAX, 100);
         digest(walker, own);
     }
     walk_disconnect(walker);
