@@ -53,6 +53,9 @@ def server_user():
 class Cluster:
     """One PostgreSQL server. start() and stop() may be repeated: the data stays."""
 
+    settings = SETTINGS
+    initdb_options = ()
+
     def __init__(self, copy_of=None):
         self.home = Path(tempfile.mkdtemp(prefix="pgsse-pg-"))
         self.data = self.home / "data"
@@ -74,7 +77,8 @@ class Cluster:
         self.home.chmod(0o755)
         if copy_of is None:
             self._run("initdb", "--no-sync", "--auth=trust", "--encoding=UTF8",
-                      "--locale=C.UTF-8", f"--username={SUPERUSER}", "-D", self.data)
+                      "--locale=C.UTF-8", f"--username={SUPERUSER}", *self.initdb_options,
+                      "-D", self.data)
         else:
             subprocess.run(["cp", "-a", "--reflink=auto", copy_of, self.data], check=True)
 
@@ -91,7 +95,7 @@ class Cluster:
     def start(self):
         assert self.process is None, "the cluster is running already"
         arguments = [find_postgres_tool("postgres"), "-D", str(self.data), "-k", str(self.home)]
-        for name, value in SETTINGS.items():
+        for name, value in self.settings.items():
             arguments += ["-c", f"{name}={value}"]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log,
