@@ -91,8 +91,8 @@ BUILD_ALL = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(sh
 
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
-.PHONY: all run run-clean clean help deps unit test asan tsan check-clients fuzz format lint \
-        install uninstall units unit-objects fuzzers FORCE
+.PHONY: all run run-clean clean help deps unit test asan tsan check-clients check-faults \
+        fuzz format lint install uninstall units unit-objects fuzzers FORCE
 
 all: $(PROGRAM) ## build build/pg-sse-gateway
 
@@ -145,6 +145,13 @@ check-clients: ## browsers, curl and npm clients, each cut off in the middle of 
 	@gateway/scripts/install-packages build run test clients
 	@+$(BUILD_ALL) all
 	@$(PYTEST_ENV) PYTHONPATH=tests $(PYTHON) -m clients
+
+# FAULTS='name name' chooses, FAULTS=list says what there is; tests/faults/__main__.py knows
+# the other variables. Faults that need root are left out, and said so, without it.
+check-faults: ## is anything lost? FAULT_EVENTS (a million) events under every fault in turn
+	@gateway/scripts/install-packages build run faults
+	@+$(BUILD_ALL) all
+	@cd tests && env $(PYTEST_ENV) $(PYTHON) -B -m faults --result $(abspath $(BUILD))/faults.json
 
 fuzz: ## run every fuzz target for FUZZ_SECONDS (20)
 	@gateway/scripts/install-packages build lint
