@@ -238,6 +238,29 @@ def test_a_row_that_was_locked_comes_though_another_writer_stays_open(gateway, p
         assert stream.next_event().data == '"open"'
 
 
+def test_who_began_after_a_commit_comes_after_it_also_in_a_backlog(pg):
+    """A batch that finds a locked row again does not let younger transactions overtake those
+    that its snapshot shows as running."""
+    pg.value("SELECT gateway.sweep(1, true)")  # begins the copy's own life
+    pg.publish("c", '"locked"')
+    with pg.connect() as lock, pg.connect() as first:
+        lock.execute("SELECT 1 FROM gateway.events FOR UPDATE")
+        pg.value("SELECT gateway.sweep()")
+        first.execute(INSERT, ("c", '"first"'))  # running in the snapshot that is taken now
+        for _ in range(3):
+            pg.publish("c", '"backlog"')
+        assert pg.value("SELECT gateway.sweep(1)") == 1
+        first.commit()
+        pg.publish("c", '"second"')
+        lock.rollback()
+        for _ in range(4):
+            pg.value("SELECT gateway.sweep(5000, true)")
+    order = [data for data, in pg.execute(
+        "SELECT data::text FROM gateway.events ORDER BY seq")]
+    assert order.index('"first"') < order.index('"second"'), order
+    assert len(order) == 6 and pg.value("SELECT count(seq) FROM gateway.events") == 6
+
+
 def test_an_application_cannot_publish_what_the_interface_forbids(pg):
     for channel, type in (("", "t"), ("c", ""), ("a\nb", "t"), ("c", "a\rb"), ("x" * 256, "t"),
                           ("c", "\x7f"), ("a\x85b", "t"), ("orders.*", "t"),
