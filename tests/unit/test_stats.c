@@ -103,8 +103,8 @@ static void every_figure_has_a_name_and_a_help(void **state)
     stats_render(*state, &text);
     assert_int_equal(count_of(text.data, "(null)"), 0);
     assert_int_equal(count_of(text.data, "# HELP "), count_of(text.data, "# TYPE "));
-    /* The three other response classes share a head, and so do the two other reasons of a
-     * gap; build_info may be there as well. */
+    /* The three other response classes share a head, and the two other reasons of a gap;
+     * build_info may be there as well. */
     size_t heads =
         STATS_COUNTER_COUNT - 3 - 2 + STATS_GAUGE_COUNT + STATS_HISTOGRAM_COUNT;
     assert_in_range(count_of(text.data, "# TYPE "), heads, heads + 1);
