@@ -120,7 +120,7 @@ static void inquiry_delivered(struct mail *mail)
     catchup->answered_tail = &inquiry->next;
 }
 
-/* On a reader's thread. */
+/* On any thread. */
 static void inquiry_done(struct replay_request *request)
 {
     struct inquiry *inquiry = CONTAINER_OF(request, struct inquiry, request);
@@ -337,7 +337,13 @@ static void arrive(struct stream *stream)
 void catchup_go_on(struct catchup *catchup, struct stream *stream)
 {
     stop_waiting(stream);
-    if (!stream_send_rest(stream) || stream->inquiry != NULL)
+    if (!stream_send_rest(stream)) {
+        /* It is its socket that it waits for now. */
+        if (stream->phase != STREAM_ENDING)
+            stream_set_waits(stream, false);
+        return;
+    }
+    if (stream->inquiry != NULL)
         return;
     for (int i = 0; i < SENDS_MAX; i++) {
         const bool replays = stream->replays;

@@ -324,7 +324,8 @@ static void be_replaced(struct listener *listener)
         listener->settings.changed(listener->settings.argument);
 }
 
-/* Proof of life, whether the database takes writes, and whether it is still the same. */
+/* Proof of life, whether the database takes writes, and whether it is still the same. After a
+ * migration the next connection tells what it thinks of it. */
 static int look(struct listener *listener, const char **ret_reason, struct err *err)
 {
     CLEANUP(database_clear) PGresult *result = NULL;
@@ -332,7 +333,8 @@ static int look(struct listener *listener, const char **ret_reason, struct err *
                 "SELECT pg_catalog.pg_is_in_recovery(), "
                 "pg_catalog.current_setting('transaction_read_only') <> 'off', "
                 "pg_catalog.pg_notification_queue_usage(), i.identity, i.base, "
-                "(SELECT coalesce(max(p.seq), 0) FROM gateway.purges p) "
+                "(SELECT coalesce(max(p.seq), 0) FROM gateway.purges p), "
+                "(SELECT coalesce(max(m.version), 0) FROM gateway.migrations m) "
                 "FROM gateway.incarnations i ORDER BY i.base DESC LIMIT 1",
                 QUERY_USEC, &result, err);
 
@@ -340,6 +342,8 @@ static int look(struct listener *listener, const char **ret_reason, struct err *
         return r;
     if (PQntuples(result) != 1)
         return err_set(err, -EPROTO, "the table gateway.incarnations is empty");
+    if (read_number(result, 6) != (uint64_t)listener->settings.schema_version)
+        return err_set(err, -ESTALE, "the database's schema was migrated meanwhile");
     if (is_replaced(listener, PQgetvalue(result, 0, 3), read_number(result, 4)))
         be_replaced(listener);
     listener->purged = read_number(result, 5);
@@ -502,7 +506,7 @@ static void on_notification(void *argument, const char *channel)
 
     stats_add(listener->settings.stats, STATS_LISTENER_NOTIFICATIONS, 1);
     if (strcmp(channel, "gateway_wake") == 0)
-        listener->sweep_wanted = listener->sweep_first = true;
+        listener->sweep_wanted = true;
     else
         listener->fetch_wanted = true;
 }

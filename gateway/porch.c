@@ -83,13 +83,15 @@ static void listening_ready(struct poller_source *source, uint32_t events)
         const int fd = accept4(listening->fd, (struct sockaddr *)&address, &address_len,
                                SOCK_NONBLOCK | SOCK_CLOEXEC);
 
+        const int error = fd < 0 ? errno : 0;
+
         if (fd >= 0)
             porch->settings.came(porch->settings.argument, fd, &address, address_len);
-        else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
-                 errno == ENOMEM)
-            pause_accepting(porch, errno);
+        else if (error == EMFILE || error == ENFILE || error == ENOBUFS ||
+                 error == ENOMEM)
+            pause_accepting(porch, error);
         /* Other errors are one peer's bad luck (accept(2)), or nobody is left. */
-        if (fd < 0 && errno != ECONNABORTED && errno != EINTR)
+        if (fd < 0 && error != ECONNABORTED && error != EINTR)
             return;
     }
 }

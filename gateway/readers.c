@@ -19,6 +19,10 @@
 /* While something waits that cannot be run yet: how often to look at deadlines. */
 #define LOOK_USEC (20 * USEC_PER_MSEC)
 
+/* The server has refused a question: when it is put again, and how often the log is told. */
+#define REFUSED_USEC USEC_PER_SEC
+#define TELL_USEC    (60 * USEC_PER_SEC)
+
 #define CANNOT_READ "cannot read events"
 
 struct reader {
@@ -27,6 +31,8 @@ struct reader {
     struct database *database; /* [reader] */
     struct retry retry;        /* [reader] */
     struct err away;           /* [reader] why the connection failed last */
+    uint64_t told_usec;        /* [reader] when the log was last told of a refusal */
+    bool up;                   /* [lock] it has a connection */
 };
 
 struct readers {
@@ -110,14 +116,26 @@ static bool is_late(const struct reader_job *job, const struct reader *reader)
     return clock_usec() >= job->deadline_usec;
 }
 
+/* Under the lock. */
+static bool anybody_up(const struct readers *readers)
+{
+    for (unsigned i = 0; i < readers->count; i++) {
+        if (readers->readers[i].up)
+            return true;
+    }
+    return false;
+}
+
 /* Without a connection, and before its time to be tried, there is something to do only for
- * those who will not wait. */
+ * those who will not wait, if nobody else can do it. */
 static bool is_due(const struct reader_job *job, const struct reader *reader)
 {
     const uint64_t now = clock_usec();
-    const bool up = database_connected(reader->database) || now >= reader->retry.due_usec;
+    const bool may_try =
+        database_connected(reader->database) || now >= reader->retry.due_usec;
 
-    return now >= job->not_before_usec && (up || job->deadline_usec != CLOCK_NEVER);
+    return now >= job->not_before_usec &&
+           (may_try || (job->deadline_usec != CLOCK_NEVER && !anybody_up(reader->all)));
 }
 
 /* While one job waits for PostgreSQL, the time of the others goes on. */
@@ -157,15 +175,25 @@ static int try_job(struct reader *reader, struct reader_job *job, struct err *er
     }
     if (r == 0)
         r = job->run(job, reader->database, err);
-    if (r < 0 && r != -EAGAIN && r != -ECANCELED) {
+    if (r < 0 && r != -EAGAIN && r != -ECANCELED &&
+        !database_connected(reader->database)) {
         reader->away = *err;
-        /* Also when the server said no: it will say so again at once. */
-        if (!database_connected(reader->database) || job->deadline_usec == CLOCK_NEVER) {
-            database_close(reader->database);
-            retry_down(&reader->retry, CANNOT_READ, err);
-        }
+        retry_down(&reader->retry, CANNOT_READ, err);
     }
     return r;
+}
+
+/* The server said no to this one, and will say so again at once: it waits, and nobody else
+ * does. */
+static void postpone(struct reader *reader, struct reader_job *job, const struct err *err)
+{
+    const uint64_t now = clock_usec();
+
+    if (now >= reader->told_usec + TELL_USEC || reader->told_usec == 0) {
+        log_warning(CANNOT_READ ": %s; trying again", err->text);
+        reader->told_usec = now;
+    }
+    job->not_before_usec = now + REFUSED_USEC;
 }
 
 static void do_job(struct reader *reader, struct reader_job *job)
@@ -181,6 +209,8 @@ static void do_job(struct reader *reader, struct reader_job *job)
         r = try_job(reader, job, &err);
     if (r == 0)
         return;
+    if (waits && r != -EAGAIN && database_connected(reader->database))
+        postpone(reader, job, &err);
     if (r == -EAGAIN || waits)
         put_back(reader->all, job);
     else
@@ -195,6 +225,13 @@ static bool is_running(struct readers *readers)
     const bool running = readers->running;
     pthread_mutex_unlock(&readers->lock);
     return running;
+}
+
+static void set_up(struct reader *reader)
+{
+    pthread_mutex_lock(&reader->all->lock);
+    reader->up = database_connected(reader->database);
+    pthread_mutex_unlock(&reader->all->lock);
 }
 
 /* When to look at the queue again, though nobody rings. */
@@ -237,6 +274,7 @@ static void run(void *argument)
     while (is_running(reader->all)) {
         thread_beat();
         on_tick(reader);
+        set_up(reader);
         struct reader_job *job = take_if(reader->all, is_due, reader);
         if (job != NULL)
             do_job(reader, job);
@@ -319,7 +357,7 @@ static bool make_readers(struct readers *readers, const struct readers_settings 
             .dsn = settings->dsn,
             .password = settings->password,
             .door = "reader",
-            .target = "any",
+            .target = "read-write",
             .stop_fd = readers->stop_fd,
             .tick = on_tick,
             .argument = reader,

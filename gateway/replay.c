@@ -41,6 +41,10 @@
 
 #define BUCKETS ((size_t)1024)
 
+/* The last pages, unless they are large. Together they weigh half of what all pages may. */
+#define KEPT_PAGES    16
+#define KEPT_FRACTION (2 * KEPT_PAGES)
+
 /* All who ask for the same. */
 struct replay_queue {
     struct reader_job job;
@@ -61,6 +65,8 @@ struct replay {
     _Atomic size_t bytes;            /* [atomic] of all pages */
     pthread_mutex_t lock;
     struct replay_queue *buckets[BUCKETS]; /* [lock] */
+    struct replay_page *kept[KEPT_PAGES];  /* [lock] */
+    size_t kept_next;                      /* [lock] */
 };
 
 /* ---- pages ---- */
@@ -71,6 +77,7 @@ static void page_free(struct replay_page *page)
         sse_frame_free(page->frames[i]);
     free(page->frames);
     free((void *)(uintptr_t)page->lost);
+    free(page->patterns);
     free(page);
 }
 
@@ -109,7 +116,9 @@ enum replay_verdict replay_judge(const struct replay_page *page, uint64_t id,
 {
     if (id > page->newest || is_lost(page, id))
         return REPLAY_FUTURE;
-    return id < page->purged && page->purged > told ? REPLAY_EXPIRED : REPLAY_EXACT;
+    return id < page->purged && (page->purged > told || id < page->oldest)
+               ? REPLAY_EXPIRED
+               : REPLAY_EXACT;
 }
 
 static uint64_t read_uint64(const PGresult *result, int row, int column)
@@ -138,7 +147,7 @@ static int read_lost(struct replay_page *page, const char *text)
     return 0;
 }
 
-enum column { THROUGH, NEWEST, PURGED, LOST, STANDBY, SEQ, CHANNEL, TYPE, DATA };
+enum column { THROUGH, NEWEST, PURGED, OLDEST, LOST, STANDBY, SEQ, CHANNEL, TYPE, DATA };
 
 static int read_frames(struct replay_page *page, const PGresult *result)
 {
@@ -179,6 +188,7 @@ static struct replay_page *page_new(struct replay *replay, uint64_t after,
     page->through = read_uint64(result, 0, THROUGH);
     page->newest = read_uint64(result, 0, NEWEST);
     page->purged = read_uint64(result, 0, PURGED);
+    page->oldest = read_uint64(result, 0, OLDEST);
     page->bytes = sizeof(*page);
     atomic_init(&page->holders, 1);
     if (read_lost(page, PQgetvalue(result, 0, LOST)) < 0 ||
@@ -194,7 +204,7 @@ static struct replay_page *page_new(struct replay *replay, uint64_t after,
 
 /* What is asked, and what is known of the whole table, in one statement: one snapshot. The
  * order of the columns is that of enum column. */
-#define HORIZON "h.newest, h.purged, h.lost, h.standby, "
+#define HORIZON "h.newest, h.purged, h.oldest, h.lost, h.standby, "
 #define NO_ROWS "CAST(NULL AS int8), NULL, NULL, NULL "
 
 static const char *const questions[] = {
@@ -327,7 +337,8 @@ static bool answers(const struct replay_page *page, const struct replay_request 
                     uint64_t begun_usec, bool standby)
 {
     const uint64_t now = clock_usec();
-    const bool may_lag = standby && now < request->asked_usec + LAG_USEC;
+    const bool may_lag = page->newest < request->floor ||
+                         (standby && now < request->asked_usec + LAG_USEC);
 
     if (page->newest >> EVENT_LIFE_BITS < request->floor >> EVENT_LIFE_BITS)
         return false;
@@ -337,6 +348,53 @@ static bool answers(const struct replay_page *page, const struct replay_request 
         return !may_lag && request->asked_usec <= begun_usec;
     return request->after >= page->after &&
            (request->after < page->through || page->through >= page->newest);
+}
+
+/* ---- the last pages ---- */
+
+/* Without memory for its name it is not kept. */
+static void keep_page(struct replay_queue *queue, struct replay_page *page)
+{
+    struct replay *replay = queue->replay;
+
+    if (queue->question != REPLAY_AFTER || page->count == 0 ||
+        page->bytes > replay->settings.bytes_max / KEPT_FRACTION)
+        return;
+    page->hash = queue->hash;
+    page->patterns = strdup(queue->patterns);
+    if (page->patterns == NULL)
+        return;
+    atomic_fetch_add_explicit(&page->holders, 1, memory_order_relaxed);
+
+    pthread_mutex_lock(&replay->lock);
+    struct replay_page *oldest = replay->kept[replay->kept_next];
+    replay->kept[replay->kept_next] = page;
+    replay->kept_next = (replay->kept_next + 1) % KEPT_PAGES;
+    pthread_mutex_unlock(&replay->lock);
+    replay_page_free(oldest);
+}
+
+/* A page that goes on after the request's id, held for the caller; or NULL. Under the lock.
+ * It may be older than the request: what is between two ids of the table never changes, but
+ * for what was deleted since, and that is in it. */
+static struct replay_page *find_kept(struct replay *replay, uint64_t hash,
+                                     const struct replay_request *request,
+                                     const char *patterns)
+{
+    if (request->question != REPLAY_AFTER || request->again)
+        return NULL;
+    for (size_t i = 0; i < KEPT_PAGES; i++) {
+        struct replay_page *page = replay->kept[i];
+
+        if (page == NULL || page->hash != hash || request->after < page->after ||
+            request->after >= page->through ||
+            page->newest >> EVENT_LIFE_BITS != request->floor >> EVENT_LIFE_BITS ||
+            strcmp(page->patterns, patterns) != 0)
+            continue;
+        atomic_fetch_add_explicit(&page->holders, 1, memory_order_relaxed);
+        return page;
+    }
+    return NULL;
 }
 
 /* Takes those out of the queue whom the page answers, and answers them. False: it was of use
@@ -425,6 +483,7 @@ static int serve_queue(struct replay_queue *queue, struct database *database,
     stats_add(queue->replay->settings.stats, STATS_REPLAY_EVENTS, page->count);
 
     queue->reached = page->through;
+    keep_page(queue, page);
     const bool standby = PQgetvalue(result, 0, STANDBY)[0] != 0;
     *ret_stale = !answer_with(queue, page, begun_usec, standby) || again;
     if (*ret_stale)
@@ -502,9 +561,15 @@ int replay_ask(struct replay *replay, struct replay_request *request,
     const uint64_t hash = sse_hash(patterns, strlen(patterns)) + request->question;
     struct replay_queue *made = NULL;
 
-    request->page = NULL;
+    request->queue = NULL;
     request->asked_usec = clock_usec();
     pthread_mutex_lock(&replay->lock);
+    request->page = find_kept(replay, hash, request, patterns);
+    if (request->page != NULL) {
+        pthread_mutex_unlock(&replay->lock);
+        request->done(request);
+        return 0;
+    }
     struct replay_queue *queue = find_queue(replay, hash, request, patterns, types);
     if (queue == NULL) {
         queue = made = queue_new(replay, hash, request, patterns, types);
@@ -551,6 +616,8 @@ void replay_free(struct replay *replay)
 {
     if (replay == NULL)
         return;
+    for (size_t i = 0; i < KEPT_PAGES; i++)
+        replay_page_free(replay->kept[i]);
     pthread_mutex_destroy(&replay->lock);
     free(replay);
 }

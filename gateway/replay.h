@@ -8,7 +8,8 @@
  *        └────────────── done(): everybody whose id the page covers ───────────┘
  *
  * However many come back at once: those who want the same channels share their queries, and
- * what their pages weigh together is bounded.
+ * what their pages weigh together is bounded. The last few pages are kept, for those who want
+ * them a little later, or whose sockets take them in sips.
  *
  * Always true:
  *   - a page has all events of its channels after `after` and up to `through`, in order, as
@@ -17,7 +18,8 @@
  *     the database is away it does not come.
  *
  * Threads: ask and cancel from any; done() is called on a reader's thread, or within
- * replay_ask() when the readers are being stopped, and must not wait.
+ * replay_ask() when the page is there already or the readers are being stopped, and must not
+ * wait.
  */
 #ifndef REPLAY_H
 #define REPLAY_H
@@ -45,11 +47,15 @@ struct replay_page {
     uint64_t through;
     uint64_t newest; /* the newest id there is */
     uint64_t purged; /* the newest that has been deleted */
+    uint64_t
+        oldest; /* after it all begins that is kept; 0 where nothing can be missing */
     size_t count;
     struct sse_frame **frames;
 
     const uint64_t *lost; /* the replay's own from here on */
     size_t lost_count;
+    char *patterns;
+    uint64_t hash;
     size_t bytes;
     _Atomic unsigned holders;
     struct replay *replay;
@@ -98,7 +104,7 @@ void replay_page_free(struct replay_page *page); /* takes NULL */
  * migrations/0003_resume.up.sql. `told`: what was purged up to that is known to the asker. */
 enum replay_verdict {
     REPLAY_EXACT,
-    REPLAY_EXPIRED, /* something after it has been deleted */
+    REPLAY_EXPIRED, /* something after it has been deleted, and not all of that was told */
     REPLAY_FUTURE,  /* there is no such event: not yet, or not any more */
 };
 enum replay_verdict replay_judge(const struct replay_page *page, uint64_t id,

@@ -86,6 +86,20 @@ static uint64_t look_interval(const struct retention *retention)
 
 /* ---- batches ---- */
 
+/* The functions want READ COMMITTED, and the server's default may be another one. A crash that
+ * undoes a batch does no harm, so nobody waits for the disk. All of it for the transaction
+ * alone: behind a pooler the session is not ours. */
+static int begin_batch(struct retention *retention, struct err *err)
+{
+    const struct database_query queries[] = {
+        {.sql = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"},
+        {.sql = "SET LOCAL synchronous_commit = off"},
+    };
+
+    return database_pipeline(retention->database, queries, ARRAY_SIZE(queries),
+                             clock_usec() + QUERY_USEC, NULL, err);
+}
+
 /* One batch; 1: there may be more. */
 static int run_batch(struct retention *retention, const struct step *step,
                      char after[static 24], struct err *err)
@@ -100,11 +114,16 @@ static int run_batch(struct retention *retention, const struct step *step,
                    (unsigned long long)(age_usec / USEC_PER_SEC),
                    (unsigned long long)(age_usec % USEC_PER_SEC));
     (void)snprintf(rows, sizeof(rows), "%d", BATCH_ROWS);
-    int r = database_query(retention->database, &query, clock_usec() + BATCH_USEC,
+    int r = begin_batch(retention, err);
+    if (r == 0)
+        r = database_query(retention->database, &query, clock_usec() + BATCH_USEC,
                            &result, err);
     if (r == -EIO)
         (void)database_schema_missing(database_sqlstate(retention->database), err);
-    if (r < 0)
+    if (r == 0)
+        r = database_run(retention->database, "COMMIT", clock_usec() + BATCH_USEC, NULL,
+                         err);
+    if (r < 0) /* and the connection is closed: no ROLLBACK is needed */
         return r;
     if (PQgetisnull(result, 0, 0)) /* another gateway is at it */
         return 0;
@@ -149,8 +168,6 @@ static int look_at_purges(struct retention *retention, struct err *err)
     return r;
 }
 
-/* The batches want READ COMMITTED, and the server's default may be another one. A crash that
- * undoes the last of them does no harm, so nobody waits for the disk. */
 static int prepare(struct retention *retention, struct err *err)
 {
     int r = database_connect(retention->database, clock_usec() + CONNECT_USEC, err);
@@ -158,13 +175,6 @@ static int prepare(struct retention *retention, struct err *err)
     if (r == 0)
         r = database_check_schema(retention->database, retention->schema_version,
                                   clock_usec() + QUERY_USEC, err);
-    if (r == 0)
-        r = database_run(retention->database,
-                         "SET default_transaction_isolation = 'read committed'",
-                         clock_usec() + QUERY_USEC, NULL, err);
-    if (r == 0)
-        r = database_run(retention->database, "SET synchronous_commit = off",
-                         clock_usec() + QUERY_USEC, NULL, err);
     return r;
 }
 
@@ -212,7 +222,7 @@ static void run(void *argument)
             retry_down(&retention->retry, "cannot delete what is old", &err);
             due = retention->retry.due_usec;
         } else {
-            retry_up(&retention->retry, "deleting what is old at",
+            retry_up(&retention->retry, "looking for what is old at",
                      database_place(retention->database));
             due = clock_usec() + clock_jitter(interval);
         }

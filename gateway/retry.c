@@ -10,9 +10,10 @@
 #include "log.h"
 
 #define FIRST_USEC (50 * USEC_PER_MSEC)
-/* With its jitter less than a second: a database that is back is found within that time. A
+/* With its jitter, and with the time that connecting takes, less than a second: so soon a
+ * database that is back is found. A
  * try costs a server that is not there nothing. */
-#define LONGEST_USEC (750 * USEC_PER_MSEC)
+#define LONGEST_USEC (500 * USEC_PER_MSEC)
 #define PROVEN_USEC  USEC_PER_SEC
 #define RELOG_USEC   (60 * USEC_PER_SEC)
 

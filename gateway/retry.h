@@ -1,7 +1,7 @@
 /*
  * retry.h - when to try again what failed, and what to log meanwhile.
  *
- *     up ── breaks ──> at once ── fails ──> 50 ms ── fails ──> 100 ms ... 750 ms
+ *     up ── breaks ──> at once ── fails ──> 50 ms ── fails ──> 100 ms ... 500 ms
  *      ^                                                          │
  *      └──────────────────────── works again ─────────────────────┘
  *
@@ -34,7 +34,7 @@ struct retry {
 void retry_up(struct retry *retry, const char *what, const char *where);
 
 /* It does not: sets due_usec. Logs `what`, why and when: "cannot listen: ...; next try in
- * 750 ms". */
+ * 500 ms". */
 void retry_down(struct retry *retry, const char *what, const struct err *err);
 
 #endif

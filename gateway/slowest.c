@@ -72,17 +72,20 @@ static bool peer_is_near(const struct exchange *exchange)
 }
 
 /* NULL, or the header that tells of somebody farther away: a proxy's, or that of a browser
- * with a page of another origin. */
+ * with a page of another origin. A page whose name was pointed to this machine (DNS rebinding)
+ * is of the same origin to its browser, which tells all the same that it is a page that asks
+ * (Fetch Metadata). */
 static const char *stranger_header(const struct exchange *exchange)
 {
     static const char *const headers[] = {"Forwarded", "X-Forwarded-For", "X-Real-IP",
                                           "Via", "Origin"};
+    const char *site = exchange_header(exchange, "Sec-Fetch-Site");
 
     for (size_t i = 0; i < ARRAY_SIZE(headers); i++) {
         if (exchange_header(exchange, headers[i]) != NULL)
             return headers[i];
     }
-    return NULL;
+    return site != NULL && strcmp(site, "none") != 0 ? "Sec-Fetch-Site" : NULL;
 }
 
 /* -- the slowest so far -- */

@@ -32,7 +32,8 @@ static const struct figure counters[STATS_COUNTER_COUNT] = {
     [STATS_PUBLISH_REPEATED] = {"publish_repeated_requests_total", NULL,
                                 "Requests with a key that was known already."},
     [STATS_PUBLISH_REFUSED] = {"publish_refused_events_total", NULL,
-                               "Events that the database refused for good."},
+                               "Events refused for good: by the database, or "
+                               "because their key was used for others."},
     [STATS_PUBLISH_UNAVAILABLE] = {"publish_unavailable_events_total", NULL,
                                    "Events answered 503: the database was away or slow."},
     [STATS_EVENTS_NUMBERED] = {"events_numbered_total", NULL,

@@ -1,8 +1,10 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <linux/sockios.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -235,14 +237,17 @@ void stream_add_types(const struct stream *stream, struct buf *ret_text)
 
 /* -- bytes of our own -- */
 
-/* The id may be anything a client sent: JSON-escaped. */
+/* The id may be anything a client sent: JSON-escaped; what is not even text, byte by byte. */
 static void add_requested(struct buf *text, const char *requested)
 {
+    const bool utf8 = event_text_is_utf8(requested, strlen(requested));
+
     (void)buf_add_text(text, "\"");
     for (; *requested != '\0'; requested++) {
         const char byte = *requested;
 
-        if (byte >= ' ' && byte < 0x7f && byte != '"' && byte != '\\')
+        if ((byte >= ' ' && byte < 0x7f && byte != '"' && byte != '\\') ||
+            (utf8 && (byte & 0x80) != 0))
             (void)buf_add(text, &byte, 1);
         else
             (void)buf_add_format(text, "\\u%04x", (unsigned char)byte);
@@ -441,6 +446,7 @@ static void fall_behind(struct stream *stream, uint64_t seq, uint32_t offset)
     const bool was_live = stream->phase == STREAM_LIVE;
 
     set_phase(stream, STREAM_BEHIND);
+    stream->unsent_bytes = 0;
     stream->seq = seq;
     stream->offset = offset;
     if (was_live)
@@ -640,12 +646,17 @@ static bool is_waiting(const struct stream *stream)
     return stream->phase == STREAM_LIVE || stream->waits;
 }
 
+/* A slow peer is looked at so often in the time after which it is closed. */
+#define LOOKS_AT_PEER 4
+
 /* The next time to look. The heartbeat comes earlier than it is due by up to two fifths,
  * at random: those who were last sent the same event do not get it all at once. */
 static void set_timer(struct stream *stream)
 {
     const uint64_t heartbeat = stream->timing->heartbeat_usec;
-    uint64_t due = stream->last_sent_usec + stream->timing->idle_close_usec;
+    const uint64_t idle_close = stream->timing->idle_close_usec;
+    uint64_t due = MIN(stream->last_sent_usec + idle_close,
+                       stream->owner->now_usec + idle_close / LOOKS_AT_PEER);
 
     /* Where a heartbeat cannot go out, it is not tried again at once. */
     if (is_waiting(stream))
@@ -654,16 +665,31 @@ static void set_timer(struct stream *stream)
     wheel_set(stream->connection->wheel, &stream->timer, MIN(due, stream->ends_usec));
 }
 
+/* A socket that is full says nothing until much of it has drained: whoever takes it in sips is
+ * seen by what is left in it. */
+static void look_at_peer(struct stream *stream)
+{
+    int unsent = 0;
+
+    if (ioctl(stream->connection->fd, SIOCOUTQ, &unsent) < 0)
+        return;
+    if (unsent < stream->unsent_bytes)
+        stream->last_sent_usec = stream->owner->now_usec;
+    stream->unsent_bytes = unsent;
+}
+
 static void timer_fired(struct wheel_timer *timer)
 {
     struct stream *stream = CONTAINER_OF(timer, struct stream, timer);
     const uint64_t now = stream->owner->now_usec;
-    const uint64_t silent = now - MIN(stream->last_sent_usec, now);
 
     if (now >= stream->ends_usec) {
         stream_finish(stream, STREAM_END_GOODBYE);
         return;
     }
+    if (!is_waiting(stream))
+        look_at_peer(stream);
+    const uint64_t silent = now - MIN(stream->last_sent_usec, now);
     if (is_waiting(stream)) {
         if (silent >= stream->timing->heartbeat_usec / 2)
             send_heartbeat(stream);

@@ -125,7 +125,8 @@ struct stream {
 
     size_t counted_bytes;    /* its part of STATS_CONNECTION_MEMORY */
     uint64_t begun_usec;     /* [const] */
-    uint64_t last_sent_usec; /* when the socket last took something */
+    uint64_t last_sent_usec; /* when the socket, or its peer, last took something */
+    int unsent_bytes;        /* BEHIND: that its peer had not taken at the last look */
     uint64_t ends_usec;      /* maximum age, or the goodbye of a drain */
 
     char *greeting; /* heap; until it is out */

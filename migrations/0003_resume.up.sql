@@ -60,17 +60,26 @@ BEGIN
 END
 $$;
 
+-- After which id the oldest event begins that is kept.
+CREATE FUNCTION gateway.oldest_seq() RETURNS bigint
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+    SELECT coalesce((SELECT e.seq - 1 FROM gateway.events e WHERE e.seq IS NOT NULL
+                      ORDER BY e.seq LIMIT 1), gateway.newest_seq())
+$$;
+
 -- What a reader must know of the whole table to judge an id, as of the caller's snapshot.
+-- `oldest`: after it all begins that is kept; 0 if nothing after `after` was deleted.
 -- `lost`: pairs of numbers, "from to from to ...": no id between them, without the two, is
 -- of this database any more; only pairs that end above `after`.
 CREATE FUNCTION gateway.horizon(after bigint, OUT newest bigint, OUT purged bigint,
-                                OUT lost text, OUT standby boolean)
+                                OUT oldest bigint, OUT lost text, OUT standby boolean)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT gateway.newest_seq(),
-           coalesce((SELECT max(p.seq) FROM gateway.purges p), 0),
+    SELECT gateway.newest_seq(), gone.seq,
+           CASE WHEN after < gone.seq THEN gateway.oldest_seq() ELSE 0 END,
            coalesce((SELECT string_agg(i.previous_end || ' ' || i.base, ' ' ORDER BY i.base)
                        FROM gateway.incarnations i WHERE i.base > after), ''),
            pg_is_in_recovery()
+      FROM (SELECT coalesce(max(p.seq), 0) AS seq FROM gateway.purges p) gone
 $$;
 
 -- A page: the numbers of the next events after an id, on the channels that the patterns
@@ -136,16 +145,9 @@ BEGIN
 END
 $$;
 
--- After which id the oldest event begins that is kept.
-CREATE FUNCTION gateway.oldest_seq() RETURNS bigint
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
-    SELECT coalesce((SELECT e.seq - 1 FROM gateway.events e WHERE e.seq IS NOT NULL
-                      ORDER BY e.seq LIMIT 1), gateway.newest_seq())
-$$;
-
 -- After which id the newest `wanted` events begin on these channels, of these types (one a
--- line; empty: all). A type is looked for among the newest `max_stretch` events of each
--- channel, a prefix among as many of the database.
+-- line; empty: all). A type is looked for among the newest `max_stretch` events of these
+-- channels, as many of each; a prefix among as many of the database.
 CREATE FUNCTION gateway.newest_after(patterns text, types text, wanted integer,
                                      max_stretch integer) RETURNS bigint
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -159,6 +161,8 @@ DECLARE
     kinds    text[] := string_to_array(types, E'\n');
     newest   bigint := gateway.newest_seq();
     found    bigint;
+    -- However many channels: so many rows in all.
+    each_stretch bigint := greatest(max_stretch / greatest(cardinality(names), 1), wanted);
 BEGIN
     IF cardinality(prefixes) = 0 THEN
         SELECT min(n.seq) INTO found FROM (
@@ -169,7 +173,7 @@ BEGIN
                              WHERE e.seq IS NOT NULL
                                AND (e.channel, e.seq) > (c.name, 0::bigint)
                                AND (e.channel, e.seq) <= (c.name, newest)
-                             ORDER BY e.channel DESC, e.seq DESC LIMIT max_stretch) s
+                             ORDER BY e.channel DESC, e.seq DESC LIMIT each_stretch) s
                      WHERE kinds = '{}' OR s.type = ANY (kinds)
                      ORDER BY s.seq DESC LIMIT wanted) k
              ORDER BY k.seq DESC LIMIT wanted) n;

@@ -1,4 +1,6 @@
 -- 0004_idempotency: takes back all of it. The keys, and the attributes of CloudEvents, are gone.
+SET LOCAL lock_timeout = '5s'; -- as on the way up
+
 DROP FUNCTION gateway.purge_keys(interval, integer);
 DROP FUNCTION gateway.publish_batch(text[], text[], text[], text[], integer[], text[]);
 DROP FUNCTION gateway.note_units(integer[], text[], bytea[], bigint[], bigint);

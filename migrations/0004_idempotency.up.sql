@@ -5,6 +5,10 @@
 -- sent. What is known about a key is looked up, and written, under the order lock, so that
 -- two requests with one key never pass each other.
 
+-- A new column waits for every open transaction that has written an event, and whoever writes
+-- or reads one meanwhile waits behind it. Better to give up soon and be run again.
+SET LOCAL lock_timeout = '5s';
+
 CREATE TABLE gateway.idempotency_keys (
     key        text COLLATE "C" PRIMARY KEY,
     digest     bytea NOT NULL,          -- of the unit's events: channel, type and data

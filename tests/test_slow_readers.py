@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import time
 
 import pytest
 
@@ -62,6 +63,20 @@ def test_a_reader_that_takes_nothing_for_long_is_closed(pg, gateway_factory):
                 stream.wait_end()
         gateway.publish("c", "1")
         assert fast.next_event().data == "1"
+
+
+def test_who_takes_a_large_event_in_sips_is_not_taken_for_stuck(pg, gateway_factory):
+    """The kernel holds megabytes, and its socket says nothing until many of them are gone."""
+    gateway = gateway_factory(pg, {"stream.idle_close": "2s", "stream.heartbeat": "500ms"})
+    data = json.dumps("x" * (5 * MIB))
+    pg.publish("big", data)
+    with gateway.subscribe("big", last_event_id="earliest", receive_buffer=65536) as stream:
+        end = time.monotonic() + scaled(5)
+        while time.monotonic() < end:  # how long it takes sips, not a wait for anything
+            stream.sip(40000)
+            time.sleep(0.1)
+        assert gateway.metric("pgsse_streams_idle_closed_total") == 0
+        assert stream.next_event(timeout=30).data == data
 
 
 def test_a_quiet_stream_is_not_taken_for_a_stuck_one(pg, gateway_factory):
@@ -210,7 +225,7 @@ def test_the_list_is_a_resource_like_others(gateway):
 
 @pytest.mark.parametrize("header", [
     "Forwarded: for=192.0.2.1", "X-Forwarded-For: 192.0.2.1", "x-real-ip: 192.0.2.1",
-    "Via: 1.1 proxy", "Origin: https://elsewhere.example"])
+    "Via: 1.1 proxy", "Origin: https://elsewhere.example", "Sec-Fetch-Site: same-origin"])
 def test_the_list_is_not_shown_through_a_proxy_or_to_other_pages(everywhere, header):
     gateway, addresses = everywhere
     name, _, value = header.partition(": ")

@@ -213,6 +213,27 @@ def test_a_transaction_open_across_gateways_lives_is_numbered(pg, gateway_factor
             assert stream.next_event().data == '"slow"'
 
 
+def test_a_flood_of_small_transactions_is_delivered_while_it_lasts(gateway, pg):
+    stop = threading.Event()
+
+    def insert():
+        with pg.connect(autocommit=True) as connection:
+            while not stop.is_set():
+                connection.execute(INSERT, ("flood", "1"))
+
+    writers = [threading.Thread(target=insert) for _ in range(8)]
+    for writer in writers:
+        writer.start()
+    try:
+        for _ in range(5):
+            numbered = pg.value("SELECT count(seq) FROM gateway.events")
+            gateway.wait_metric("pgsse_events_received_total", lambda got: got > numbered, 5)
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+
+
 def test_a_row_of_an_application_comes_before_a_later_post(gateway, pg):
     """Whoever waits for the commit before publishing can rely on the order."""
     with gateway.subscribe("c") as stream:

@@ -273,7 +273,8 @@ class Gateway:
         for line in response.text.splitlines():
             if line and not line.startswith("#"):
                 name, _, value = line.rpartition(" ")
-                values[name] = float(value)
+                # Ids are too large for a float.
+                values[name] = int(value) if value.isdigit() else float(value)
         return values
 
     def metric(self, name):

@@ -154,6 +154,12 @@ class Stream:
         self._buffer += data
         return bool(data)
 
+    def sip(self, size, timeout=PATIENCE):
+        """Takes no more than that from the socket."""
+        self.sock.settimeout(Deadline(timeout).seconds)
+        self._buffer += self.sock.recv(size)
+        self._unwrap()
+
     def _unwrap(self):
         """Moves what has arrived from the transfer coding into the body, then parses."""
         if self.keep_wire:

@@ -1,10 +1,12 @@
--- 0005_sweep_order: a transaction that began after another had committed comes after it, also
--- while a large backlog is being numbered in batches.
+-- 0005_order: two corrections of the order.
 --
--- Rows that were copied in bring transaction numbers of their own. They were told by a number
--- above the snapshot that the batches work towards; but above that there are also transactions
--- begun since, and they went ahead of those that were running in it. A number above the
--- newest snapshot is none of this cluster's.
+-- A transaction that began after another had committed comes after it, also while a large
+-- backlog is numbered in batches. Rows that were copied in bring transaction numbers of their
+-- own. They were told by a number above the snapshot that the batches work towards; but above
+-- that there are also transactions begun since, and they went ahead of those that were running
+-- in it. A number above the newest snapshot is none of this cluster's.
+--
+-- And no two lives of a table give the same numbers, wherever they are lived.
 
 -- Numbers up to `batch` committed rows; returns how many. Caller holds the order lock, in
 -- a READ COMMITTED transaction that has inserted no row without a number.
@@ -88,3 +90,42 @@ BEGIN
                      AND e.xid >= pg_snapshot_xmax(pg_current_snapshot()));
 END
 $$;
+
+-- Two copies of one database (a dump restored twice, two standbys promoted) would begin their
+-- new lives with the same block of numbers, and a client of the one find its id with the other.
+-- So a new life leaps ahead: by the clock, two minutes a block, and by chance. There are blocks
+-- for some thirty years, or for ten thousand lives in a hurry.
+CREATE FUNCTION gateway.leap_ahead() RETURNS void
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT setval('gateway.events_seq', greatest(
+               s.last_value,
+               (greatest(s.last_value >> 40,
+                         (extract(epoch FROM clock_timestamp()) - 1767225600)::bigint / 120)
+                + floor(random() * 512)::bigint) << 40))
+      FROM gateway.events_seq s
+$$;
+
+-- Takes the order lock until the end of the transaction.
+CREATE OR REPLACE FUNCTION gateway.lock_order() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    known text;
+    here  text := gateway.identity();
+BEGIN
+    PERFORM pg_advisory_xact_lock(1885827955, 1);
+
+    -- An id that was seen, lost in a crash and given again would break every resume: a
+    -- number must be durable before anyone can see it.
+    IF current_setting('synchronous_commit') IN ('off', 'local') THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+
+    SELECT i.identity INTO known FROM gateway.incarnations i ORDER BY i.base DESC LIMIT 1;
+    IF known IS DISTINCT FROM here THEN
+        PERFORM gateway.leap_ahead();
+        PERFORM gateway.begin_incarnation(here);
+    END IF;
+END
+$$;
+
+REVOKE EXECUTE ON FUNCTION gateway.leap_ahead() FROM PUBLIC;

@@ -1,4 +1,4 @@
--- 0005_sweep_order: takes it back; the functions are those of 0001_events again.
+-- 0005_order: takes it back: the functions are those of 0001_events again.
 -- Numbers up to `batch` committed rows; returns how many. Caller holds the order lock, in
 -- a READ COMMITTED transaction that has inserted no row without a number.
 --
@@ -81,3 +81,27 @@ BEGIN
                    WHERE e.seq IS NULL AND e.xid >= pg_snapshot_xmax(now_snapshot));
 END
 $$;
+
+-- Takes the order lock until the end of the transaction.
+CREATE OR REPLACE FUNCTION gateway.lock_order() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    known text;
+    here  text := gateway.identity();
+BEGIN
+    PERFORM pg_advisory_xact_lock(1885827955, 1);
+
+    -- An id that was seen, lost in a crash and given again would break every resume: a
+    -- number must be durable before anyone can see it.
+    IF current_setting('synchronous_commit') IN ('off', 'local') THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+
+    SELECT i.identity INTO known FROM gateway.incarnations i ORDER BY i.base DESC LIMIT 1;
+    IF known IS DISTINCT FROM here THEN
+        PERFORM gateway.begin_incarnation(here);
+    END IF;
+END
+$$;
+
+DROP FUNCTION gateway.leap_ahead();
