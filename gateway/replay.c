@@ -329,23 +329,23 @@ static uint64_t next_place(const struct replay_queue *queue, bool *ret_again)
     return above != UINT64_MAX ? above : lowest;
 }
 
-/* Is the page an answer to that request? Not that of a server which has yet to learn what
- * the asker has seen, or which lives in another life of the table; and an id that is newer
- * than the page is judged only by a question begun after it was asked about: it may have
- * been given since. */
+/* Is the page an answer to that request? Not that of a server which lives in an earlier life
+ * of the table. That there is no such id is believed of a server that knows all that the asker
+ * has seen, and of a question begun after the id was asked about: it may have been given
+ * since. */
 static bool answers(const struct replay_page *page, const struct replay_request *request,
                     uint64_t begun_usec, bool standby)
 {
     const uint64_t now = clock_usec();
-    const bool may_lag = page->newest < request->floor ||
-                         (standby && now < request->asked_usec + LAG_USEC);
+    const bool may_lag = standby && now < request->asked_usec + LAG_USEC;
 
     if (page->newest >> EVENT_LIFE_BITS < request->floor >> EVENT_LIFE_BITS)
         return false;
     if (request->question != REPLAY_AFTER)
         return page->newest >= request->floor || !may_lag;
     if (request->after > page->newest)
-        return !may_lag && request->asked_usec <= begun_usec;
+        return page->newest >= request->floor && !may_lag &&
+               request->asked_usec <= begun_usec;
     return request->after >= page->after &&
            (request->after < page->through || page->through >= page->newest);
 }

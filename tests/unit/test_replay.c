@@ -275,7 +275,9 @@ static void a_page_knows_what_is_not_there_any_more(void **state)
     assert_int_equal(page->purged, 49);
     assert_int_equal(page->frames[0]->seq, 50);
     assert_int_equal(replay_judge(page, 48, 0), REPLAY_EXPIRED);
-    assert_int_equal(replay_judge(page, 48, 49), REPLAY_EXACT); /* it has been told */
+    assert_int_equal(page->oldest, 49);
+    assert_int_equal(replay_judge(page, 48, 49),
+                     REPLAY_EXPIRED); /* gone since it was told */
     assert_int_equal(replay_judge(page, 49, 0), REPLAY_EXACT);
     replay_page_free(page);
     pg_run(world->pg.conn, "DELETE FROM gateway.events");
@@ -354,6 +356,12 @@ static void an_id_is_judged_by_one_rule(void **state)
         if (verdict != cases[i].verdict)
             fail_msg("case %zu: %d", i, (int)verdict);
     }
+
+    /* A hole that was told, and what has gone below it since. */
+    const struct replay_page page = {.newest = 100, .purged = 60, .oldest = 50};
+    assert_int_equal(replay_judge(&page, 49, 60), REPLAY_EXPIRED);
+    assert_int_equal(replay_judge(&page, 50, 60), REPLAY_EXACT);
+    assert_int_equal(replay_judge(&page, 50, 59), REPLAY_EXPIRED);
 }
 
 static void lives_are_read_from_the_table(void **state)
