@@ -1,6 +1,5 @@
 #include <errno.h>
 #include <inttypes.h>
-#include <limits.h>
 #include <linux/sockios.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,8 +11,7 @@
 #include "clock.h"
 #include "stream.h"
 
-/* libmicrohttpd allocates this much with each response; the greeting rarely needs more.
- */
+/* libmicrohttpd allocates so much with each response: a greeting or a goodbye. */
 #define READ_BLOCK_BYTES 96
 
 /* Frames in one sendmsg(2). */
@@ -512,8 +510,7 @@ static ssize_t send_parts(struct stream *stream, const struct sse_frame *const *
     return sendmsg(stream->connection->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
-/* Notes that `sent` bytes of the frames are out; returns how many frames that completes.
- */
+/* Notes that `sent` bytes of the frames are out; returns how many that completes. */
 static size_t settle(struct stream *stream, const struct sse_frame *const *frames,
                      size_t count, size_t sent)
 {
