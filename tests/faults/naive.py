@@ -168,7 +168,8 @@ class Stream:
                 except Empty:
                     self.write([b":\n"])
                 else:
-                    self.send(rows)
+                    # The other gateway may have given it more than this one had read.
+                    self.send([row for row in rows if self.last is None or row[0] > self.last])
         finally:
             with gateway.lock:
                 gateway.streams.discard(self)
