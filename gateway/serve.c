@@ -102,8 +102,8 @@ struct places {
     size_t guests;
 };
 
-/* As many file descriptors as may be had, and no more places than there are descriptors:
- * one in eight for those who have not said anything yet. */
+/* As many file descriptors as may be had, and no more places than there are descriptors.
+ * What is left over is for those who have not said anything yet, but one in 32 at least. */
 static struct places count_places(const struct serve *serve)
 {
     const size_t wanted = serve->config->limits.connections_count;
@@ -119,7 +119,8 @@ static struct places count_places(const struct serve *serve)
         return places;
 
     const size_t possible = limit.rlim_max > others + 16 ? limit.rlim_max - others : 16;
-    places.guests = MIN(possible / 8, places.guests);
+    places.guests = MIN(possible - MIN(wanted, possible), GUESTS_MAX);
+    places.guests = MAX(places.guests, possible / 32);
     places.connections = MIN(possible - places.guests, wanted);
     if (places.connections < wanted)
         log_warning(

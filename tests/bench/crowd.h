@@ -1,0 +1,85 @@
+/*
+ * crowd.h - the subscribers of one process: they connect, read, and check every event.
+ *
+ *     parent ── phase, published ──> crowd (one process each) ── counts, times ──> parent
+ *
+ * Events are numbered from 0. Event k goes to channel k mod channels, and subscriber i
+ * listens to channel i mod channels; so each subscriber knows which number comes next, and
+ * one that is missing, doubled or out of order is seen at once. An event says when it was
+ * sent, in a field of fixed width (CROWD_DATA).
+ *
+ * Where the rate is too high to read everything (`sampled`), one subscriber in CROWD_SAMPLE
+ * is read and checked, and of the others the bytes are counted: they must come to exactly as
+ * many as with those that were read.
+ *
+ * Threads: one in each process; the shared struct is written by its own crowd alone, but for
+ * what the parent says.
+ */
+#ifndef CROWD_H
+#define CROWD_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "figures.h"
+
+#define CROWD_DATA   "{\"n\":\"%010llu\",\"t\":\"%016llu\",\"text\":\"%s\"}"
+#define CROWD_SAMPLE 50
+#define CROWD_ID_MAX 64
+
+/* Between two processes. A SET is seen with all that was written before it. */
+#define CROWD_GET(field) atomic_load_explicit(&(field), memory_order_acquire)
+#define CROWD_SET(field, value)                                                          \
+    atomic_store_explicit(&(field), (value), memory_order_release)
+
+struct crowd_plan {
+    unsigned port;
+    const char *path;    /* of channel K: printf with one %u */
+    const char *headers; /* of every subscriber, each line with its CR LF */
+    size_t channels;
+    size_t events_max; /* room in `arrivals` */
+    bool sampled;
+};
+
+/* When an event had been received by how many: of all that are not sampled. */
+struct crowd_arrival {
+    uint64_t last_usec;
+    uint32_t count;
+};
+
+/* What the parent says to all. */
+struct crowd_order {
+    _Atomic uint64_t published; /* events so far */
+    _Atomic uint64_t first;     /* number of the first that is measured */
+    _Atomic unsigned book;      /* which histogram it is measured in */
+    _Atomic bool counting;      /* connected and greeted: bytes count from here */
+    _Atomic bool returning;     /* those who return may connect now */
+    _Atomic bool over;
+    char resume_id[CROWD_ID_MAX]; /* of the first measured event */
+    _Atomic bool resume_id_known;
+};
+
+/* What a crowd says. */
+struct crowd_report {
+    _Atomic size_t connected;
+    _Atomic bool counting;
+    _Atomic uint64_t deliveries; /* sampled: only as far as all have the same */
+    _Atomic uint64_t missing;
+    _Atomic uint64_t doubled;
+    _Atomic uint64_t gaps;    /* frames that say so */
+    _Atomic size_t lost;      /* connections that ended */
+    _Atomic size_t caught_up; /* of those who return: have what is published */
+    _Atomic uint64_t caught_up_usec;
+    struct histogram latency[2];
+    struct crowd_arrival *arrivals; /* shared */
+};
+
+/* Subscribers first … first + count - 1, until the order is over. `returning`: they all come
+ * at once, when they are told to, with the resume id. Does not return before; 0, or 1 with a
+ * line on stderr. */
+int crowd_run(const struct crowd_plan *plan, struct crowd_order *order,
+              struct crowd_report *report, size_t first, size_t count, bool returning);
+
+#endif

@@ -1,0 +1,747 @@
+/*
+ * load.c - many subscribers and one publisher, and what came of it.
+ *
+ *     load --server gateway --port 8080 --subscribers 10000 --rate 20 --seconds 5 --pid 4711
+ *
+ * The subscribers (crowd.h) live in processes of their own, as many as the file limit makes
+ * necessary. Events are published by POST at a fixed rate, whether or not the server keeps up, so
+ * that a server that is late is seen to be late. First a time to warm up; when all of its events
+ * have arrived, the measured time begins, and it ends when all of its events have arrived.
+ *
+ * Prints one line of JSON. Status 1, and why on stderr, when an event is missing or doubled.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "crowd.h"
+#include "figures.h"
+
+#define PIDS_MAX       8
+#define CROWDS_MAX     8
+#define CROWD_MAX      19500 /* of 20 000 files a process may have where this was written */
+#define THREADS_MAX    64
+#define CONNECT_USEC   60000000
+#define STALLED_USEC   15000000
+#define SETTLE_USEC    1000000
+#define STORM_MIN_USEC 2000000
+#define REQUEST_BYTES  (1024 * 1024)
+#define SECOND         1000000
+
+/* 150 bytes or so on the wire, with id, chunk and all. */
+#define TEXT "0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghij"
+
+/* How a server is spoken to. The paths are printf formats with the channel as one %u. */
+struct dialect {
+    const char *name;
+    const char *subscribe;
+    const char *publish;
+    bool batches; /* several events in one POST, one a line */
+};
+
+static const struct dialect dialects[] = {
+    {"gateway", "/events?channel=c%u", "/events?channel=c%u", true},
+    {"bare", "/events?channel=c%u", "/events?channel=c%u", true},
+    {"node", "/events?channel=c%u", "/events?channel=c%u", true},
+    {"nchan", "/sub/c%u", "/pub/c%u", false},
+};
+
+/* What Chromium's EventSource sends, from a page with a cookie and a referrer. */
+static const char chrome_headers[] =
+    "Connection: keep-alive\r\n"
+    "sec-ch-ua-platform: \"Windows\"\r\n"
+    "Cache-Control: no-cache\r\n"
+    "User-Agent: Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, "
+    "like "
+    "Gecko) Chrome/138.0.0.0 Safari/537.36\r\n"
+    "Accept: text/event-stream\r\n"
+    "sec-ch-ua: \"Not)A;Brand\";v=\"8\", \"Chromium\";v=\"138\", \"Google "
+    "Chrome\";v=\"138\"\r\n"
+    "sec-ch-ua-mobile: ?0\r\n"
+    "Sec-Fetch-Site: same-origin\r\n"
+    "Sec-Fetch-Mode: cors\r\n"
+    "Sec-Fetch-Dest: empty\r\n"
+    "Referer: http://127.0.0.1:8080/\r\n"
+    "Accept-Encoding: gzip, deflate, br, zstd\r\n"
+    "Accept-Language: en-US,en;q=0.9\r\n";
+
+static const char small_headers[] = "Accept: text/event-stream\r\n";
+
+struct load {
+    const struct dialect *dialect;
+    unsigned publish_port;
+    size_t subscribers;
+    double rate;
+    unsigned burst;
+    double seconds;
+    double warmup;
+    pid_t pids[PIDS_MAX];
+    size_t pid_count;
+    bool idle;
+    size_t storm;
+    double age;
+
+    struct crowd_plan plan;
+    struct crowd_order *order;
+    struct crowd_report *reports[CROWDS_MAX];
+    pid_t crowds[CROWDS_MAX];
+    size_t crowd_count; /* of subscribers; one more returns if there is a storm */
+    int publish_fd;
+    char *request;
+    uint64_t answers; /* to the publisher */
+    uint64_t answers_due;
+
+    /* what came of it */
+    uint64_t measured_from;
+    double cpu_seconds;
+    double generator_cpu_seconds;
+    double duration;
+    uint64_t memory_before;
+    uint64_t memory_after;
+    struct thread_time {
+        char name[20];
+        double before;
+        double after;
+    } threads[THREADS_MAX];
+    size_t thread_count;
+    uint64_t *sent_usec;  /* of each event */
+    uint64_t storm_usec;  /* begun */
+    uint64_t storm_first; /* events published then */
+};
+
+static void end_crowds(struct load *load)
+{
+    CROWD_SET(load->order->over, true);
+    for (size_t i = 0; i < CROWDS_MAX; i++) {
+        if (load->crowds[i] > 0)
+            (void)waitpid(load->crowds[i], NULL, 0);
+        load->crowds[i] = 0;
+    }
+}
+
+static void die(struct load *load, const char *what)
+{
+    (void)fprintf(stderr, "load: %s\n", what);
+    end_crowds(load);
+    exit(1);
+}
+
+/* -- the crowds -- */
+
+static void *share(size_t bytes)
+{
+    void *memory =
+        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    if (memory == MAP_FAILED) {
+        perror("load: memory");
+        exit(1);
+    }
+    return memory;
+}
+
+static void start_crowd(struct load *load, size_t index, size_t first, size_t count,
+                        bool returning)
+{
+    const pid_t parent = getpid();
+
+    load->reports[index] = share(sizeof(*load->reports[index]));
+    load->reports[index]->arrivals =
+        share((load->plan.events_max + 1) * sizeof(struct crowd_arrival));
+    load->crowds[index] = fork();
+    if (load->crowds[index] < 0)
+        die(load, "fork failed");
+    if (load->crowds[index] > 0)
+        return;
+    (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent)
+        exit(1);
+    exit(crowd_run(&load->plan, load->order, load->reports[index], first, count,
+                   returning));
+}
+
+static void start_crowds(struct load *load)
+{
+    size_t begun = 0;
+
+    load->crowd_count = (load->subscribers + CROWD_MAX - 1) / CROWD_MAX;
+    for (size_t i = 0; i < load->crowd_count; i++) {
+        const size_t count = (load->subscribers - begun) / (load->crowd_count - i);
+
+        start_crowd(load, i, begun, count, false);
+        begun += count;
+    }
+    if (load->storm > 0)
+        start_crowd(load, load->crowd_count, begun, load->storm, true);
+}
+
+static void check_crowds(struct load *load)
+{
+    for (size_t i = 0; i < CROWDS_MAX; i++) {
+        int status;
+
+        if (load->crowds[i] > 0 && waitpid(load->crowds[i], &status, WNOHANG) > 0) {
+            load->crowds[i] = 0;
+            die(load, "a process of subscribers has ended");
+        }
+    }
+}
+
+static size_t count_connected(const struct load *load)
+{
+    size_t sum = 0;
+
+    for (size_t i = 0; i < load->crowd_count; i++)
+        sum += CROWD_GET(load->reports[i]->connected);
+    return sum;
+}
+
+static uint64_t count_deliveries(const struct load *load)
+{
+    uint64_t sum = 0;
+
+    for (size_t i = 0; i < load->crowd_count; i++)
+        sum += CROWD_GET(load->reports[i]->deliveries);
+    return sum;
+}
+
+static void await_connected(struct load *load)
+{
+    const uint64_t due = figures_now_usec() + CONNECT_USEC;
+
+    while (count_connected(load) < load->subscribers) {
+        check_crowds(load);
+        if (figures_now_usec() > due)
+            die(load, "not all subscribers could connect in a minute");
+        figures_sleep_until(figures_now_usec() + 10000);
+    }
+    figures_sleep_until(figures_now_usec() + SETTLE_USEC);
+    CROWD_SET(load->order->counting, true);
+    for (size_t i = 0; i < load->crowd_count; i++) {
+        while (!CROWD_GET(load->reports[i]->counting))
+            figures_sleep_until(figures_now_usec() + 1000);
+    }
+}
+
+/* How many deliveries that many events are. */
+static uint64_t expected_deliveries(const struct load *load, uint64_t events)
+{
+    const size_t channels = load->plan.channels;
+    uint64_t sum = 0;
+
+    for (size_t channel = 0; channel < channels && channel < events; channel++) {
+        const uint64_t members = (load->subscribers - channel + channels - 1) / channels;
+
+        sum += (events - channel + channels - 1) / channels * members;
+    }
+    return sum;
+}
+
+/* -- publishing -- */
+
+static void take_answers(struct load *load, bool wait)
+{
+    static const char line[] = "HTTP/1.1 ";
+    static char bytes[65536];
+    static size_t kept; /* of a status line that is not whole */
+    const ssize_t len = recv(load->publish_fd, bytes + kept, sizeof(bytes) - kept,
+                             wait ? 0 : MSG_DONTWAIT);
+
+    if (len < 0 && errno == EAGAIN)
+        return;
+    if (len <= 0)
+        die(load, "the server closed the publisher's connection");
+    const char *end = bytes + kept + len;
+    const char *at = bytes;
+    for (const char *found;
+         (found = memmem(at, (size_t)(end - at), line, sizeof(line) - 1)) != NULL &&
+         found + sizeof(line) <= end;
+         at = found + sizeof(line)) {
+        if (found[sizeof(line) - 1] != '2') {
+            (void)fprintf(stderr, "load: a POST was answered: %.200s\n", found);
+            die(load, "the server does not take what is published");
+        }
+        load->answers++;
+    }
+    kept = (size_t)(end - at) < sizeof(line) ? (size_t)(end - at) : sizeof(line);
+    memmove(bytes, end - kept, kept);
+}
+
+/* A server that does not read must not hold up the clock for ever, only be seen. */
+static void send_all(struct load *load, size_t len)
+{
+    for (size_t out = 0; out < len;) {
+        const ssize_t sent = send(load->publish_fd, load->request + out, len - out,
+                                  MSG_NOSIGNAL | MSG_DONTWAIT);
+
+        if (sent > 0)
+            out += (size_t)sent;
+        else if (errno != EAGAIN)
+            die(load, "the publisher's connection broke");
+        take_answers(load, false);
+    }
+}
+
+/* A request with `count` events, from `first` on, of one channel. */
+static size_t add_request(const struct load *load, size_t len, uint64_t first,
+                          unsigned count)
+{
+    char data[256], path[128];
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+    (void)snprintf(path, sizeof(path), load->dialect->publish,
+                   (unsigned)(first % load->plan.channels));
+#pragma GCC diagnostic pop
+    const unsigned long long now = figures_now_usec();
+    const size_t data_len = (size_t)snprintf(data, sizeof(data), CROWD_DATA "\n",
+                                             (unsigned long long)first, now, TEXT);
+    const bool lines = load->dialect->batches;
+
+    len += (size_t)snprintf(
+        load->request + len, REQUEST_BYTES - len,
+        "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%u\r\nContent-Type: %s\r\n"
+        "Content-Length: %zu\r\n\r\n",
+        path, load->publish_port, lines ? "application/x-ndjson" : "application/json",
+        lines ? count * data_len : data_len - 1);
+    for (unsigned i = 0; i < count; i++)
+        len += (size_t)snprintf(load->request + len, REQUEST_BYTES - len,
+                                lines ? CROWD_DATA "\n" : CROWD_DATA,
+                                (unsigned long long)first + i, now, TEXT);
+    return len;
+}
+
+static void publish(struct load *load)
+{
+    const uint64_t first = CROWD_GET(load->order->published);
+    const unsigned requests = load->dialect->batches ? 1 : load->burst;
+    size_t len = 0;
+
+    for (unsigned i = 0; i < requests; i++)
+        len = add_request(load, len, first + i, load->burst / requests);
+    for (unsigned i = 0; i < load->burst; i++)
+        load->sent_usec[first + i] = figures_now_usec();
+    load->answers_due += requests;
+    CROWD_SET(load->order->published, first + load->burst);
+    send_all(load, len);
+}
+
+/* At the rate, until the time is over or `enough` says so. */
+static void publish_for(struct load *load, double seconds,
+                        bool (*enough)(const struct load *))
+{
+    const uint64_t begin = figures_now_usec();
+    const uint64_t end = begin + (uint64_t)(seconds * SECOND);
+    const double interval = SECOND * load->burst / load->rate;
+
+    for (uint64_t i = 0;; i++) {
+        const uint64_t due = begin + (uint64_t)((double)i * interval);
+
+        if (due >= end || (enough != NULL && enough(load)) ||
+            CROWD_GET(load->order->published) + load->burst > load->plan.events_max)
+            return;
+        figures_sleep_until(due);
+        publish(load);
+        take_answers(load, false);
+        check_crowds(load);
+    }
+}
+
+/* Until all that was published has arrived, or nothing arrives any more. */
+static void await_deliveries(struct load *load)
+{
+    const uint64_t expected =
+        expected_deliveries(load, CROWD_GET(load->order->published));
+    uint64_t before = 0, due = 0;
+
+    for (;;) {
+        const uint64_t now = figures_now_usec(), deliveries = count_deliveries(load);
+
+        if (deliveries >= expected && load->answers >= load->answers_due)
+            return;
+        if (deliveries != before || due == 0)
+            due = now + STALLED_USEC;
+        before = deliveries;
+        if (now > due) {
+            (void)fprintf(stderr, "load: %" PRIu64 " deliveries of %" PRIu64 "\n",
+                          deliveries, expected);
+            return; /* and is told in the result */
+        }
+        take_answers(load, false);
+        check_crowds(load);
+        figures_sleep_until(now + 1000);
+    }
+}
+
+static void connect_publisher(struct load *load)
+{
+    const struct sockaddr_in to = {.sin_family = AF_INET,
+                                   .sin_port = htons((uint16_t)load->publish_port),
+                                   .sin_addr = {.s_addr = htonl(INADDR_LOOPBACK)}};
+    const int one = 1;
+
+    load->request = malloc(REQUEST_BYTES);
+    load->publish_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (load->request == NULL || load->publish_fd < 0 ||
+        setsockopt(load->publish_fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) < 0 ||
+        connect(load->publish_fd, (const struct sockaddr *)&to, sizeof(to)) < 0)
+        die(load, "the publisher cannot connect");
+}
+
+/* -- measuring -- */
+
+static void note_thread(void *argument, const char *name, double cpu_seconds)
+{
+    struct load *load = argument;
+    struct thread_time *thread = load->threads;
+
+    for (; thread < load->threads + load->thread_count; thread++) {
+        if (strcmp(thread->name, name) == 0)
+            break;
+    }
+    if (thread == load->threads + THREADS_MAX)
+        return;
+    if (thread == load->threads + load->thread_count) {
+        load->thread_count++;
+        (void)snprintf(thread->name, sizeof(thread->name), "%s", name);
+    }
+    thread->after += cpu_seconds;
+}
+
+static void look_at_threads(struct load *load)
+{
+    for (size_t i = 0; i < load->thread_count; i++) {
+        load->threads[i].before = load->threads[i].after;
+        load->threads[i].after = 0;
+    }
+    for (size_t i = 0; i < load->pid_count; i++)
+        figures_each_thread(load->pids[i], note_thread, load);
+}
+
+static double generator_cpu(const struct load *load)
+{
+    const pid_t self = getpid();
+    double sum = figures_cpu_seconds(&self, 1);
+
+    for (size_t i = 0; i < CROWDS_MAX; i++) {
+        if (load->crowds[i] > 0)
+            sum += figures_cpu_seconds(&load->crowds[i], 1);
+    }
+    return sum;
+}
+
+static bool storm_is_over(const struct load *load)
+{
+    const struct crowd_report *report = load->reports[load->crowd_count];
+
+    return CROWD_GET(report->caught_up) >= load->storm &&
+           figures_now_usec() > load->storm_usec + STORM_MIN_USEC;
+}
+
+static void weather_storm(struct load *load)
+{
+    if (!CROWD_GET(load->order->resume_id_known))
+        die(load, "no id to come back with: was nothing published?");
+    CROWD_SET(load->order->book, 1);
+    load->storm_usec = figures_now_usec();
+    load->storm_first = CROWD_GET(load->order->published);
+    CROWD_SET(load->order->returning, true);
+    publish_for(load, 60, storm_is_over);
+}
+
+static void measure(struct load *load)
+{
+    CROWD_SET(load->order->first, UINT64_MAX);
+    publish_for(load, load->warmup, NULL);
+    await_deliveries(load);
+
+    load->measured_from = CROWD_GET(load->order->published);
+    CROWD_SET(load->order->first, load->measured_from);
+    look_at_threads(load);
+    load->generator_cpu_seconds = -generator_cpu(load);
+    load->cpu_seconds = -figures_cpu_seconds(load->pids, load->pid_count);
+    const uint64_t begin = figures_now_usec();
+    publish_for(load, load->storm > 0 ? load->age : load->seconds, NULL);
+    if (load->storm > 0)
+        weather_storm(load);
+    await_deliveries(load);
+    load->duration = (double)(figures_now_usec() - begin) / SECOND;
+    load->cpu_seconds += figures_cpu_seconds(load->pids, load->pid_count);
+    load->generator_cpu_seconds += generator_cpu(load);
+    look_at_threads(load);
+}
+
+/* -- the result -- */
+
+/* From an event's sending until its last subscriber had it. */
+static void count_complete(const struct load *load, struct histogram *ret_complete)
+{
+    const uint64_t published = CROWD_GET(load->order->published);
+
+    for (uint64_t k = load->measured_from; k < published; k++) {
+        uint64_t last = 0;
+
+        for (size_t i = 0; i < load->crowd_count; i++) {
+            if (load->reports[i]->arrivals[k].last_usec > last)
+                last = load->reports[i]->arrivals[k].last_usec;
+        }
+        if (last > load->sent_usec[k])
+            histogram_add(ret_complete, last - load->sent_usec[k]);
+    }
+}
+
+struct sums {
+    uint64_t missing;
+    uint64_t doubled;
+    uint64_t gaps;
+    size_t lost;
+    struct histogram latency[2];
+    struct histogram complete;
+};
+
+static void add_up(const struct load *load, struct sums *sums)
+{
+    const uint64_t expected =
+        expected_deliveries(load, CROWD_GET(load->order->published));
+    const uint64_t deliveries = count_deliveries(load);
+    const size_t crowds = load->crowd_count + (load->storm > 0);
+
+    sums->missing = expected - deliveries;
+    for (size_t i = 0; i < crowds; i++) {
+        const struct crowd_report *report = load->reports[i];
+
+        if (i >= load->crowd_count)
+            sums->missing += report->missing;
+        sums->doubled += report->doubled;
+        sums->gaps += report->gaps;
+        sums->lost += report->lost;
+        histogram_merge(&sums->latency[0], &report->latency[0]);
+        histogram_merge(&sums->latency[1], &report->latency[1]);
+    }
+    count_complete(load, &sums->complete);
+}
+
+static void print_threads(const struct load *load)
+{
+    (void)printf(",\"threads\":{");
+    for (size_t i = 0; i < load->thread_count; i++)
+        (void)printf("%s\"%s\":%.6f", i > 0 ? "," : "", load->threads[i].name,
+                     load->threads[i].after - load->threads[i].before);
+    (void)printf("}");
+}
+
+static void print_storm(const struct load *load, const struct sums *sums)
+{
+    const struct crowd_report *report = load->reports[load->crowd_count];
+
+    (void)printf(
+        ",\"storm\":{\"returning\":%zu,\"caught_up\":%zu,\"caught_up_seconds\":%.3f,"
+        "\"replayed\":%" PRIu64 ",\"live_p99_before_usec\":%" PRIu64
+        ",\"live_p99_during_usec\":%" PRIu64 "}",
+        load->storm, CROWD_GET(report->caught_up),
+        (double)(report->caught_up_usec - load->storm_usec) / SECOND,
+        (uint64_t)(load->storm_first - load->measured_from - 1),
+        histogram_quantile(&sums->latency[0], 0.99),
+        histogram_quantile(&sums->latency[1], 0.99));
+}
+
+static void print_result(const struct load *load, const struct sums *sums)
+{
+    const uint64_t published = CROWD_GET(load->order->published);
+    const uint64_t events = published - load->measured_from;
+    const double deliveries = (double)(expected_deliveries(load, published) -
+                                       expected_deliveries(load, load->measured_from));
+
+    (void)printf("{\"server\":\"%s\",\"subscribers\":%zu,\"channels\":%zu,\"rate\":%g,"
+                 "\"burst\":%u,\"memory_bytes_before\":%" PRIu64
+                 ",\"memory_bytes_after\":%" PRIu64,
+                 load->dialect->name, load->subscribers, load->plan.channels, load->rate,
+                 load->burst, load->memory_before, load->memory_after);
+    if (events > 0) {
+        (void)printf(",\"events\":%" PRIu64 ",\"deliveries\":%.0f,\"missing\":%" PRIu64
+                     ",\"doubled\":%" PRIu64 ",\"gaps\":%" PRIu64 ",\"lost\":%zu"
+                     ",\"seconds\":%.3f,\"deliveries_per_second\":%.0f"
+                     ",\"server_cpu_seconds\":%.6f,\"cpu_usec_per_delivery\":%.4f"
+                     ",\"cpu_usec_per_event\":%.2f,\"generator_cpu_seconds\":%.3f"
+                     ",\"latency_usec\":",
+                     events, deliveries, sums->missing, sums->doubled, sums->gaps,
+                     sums->lost, load->duration, deliveries / load->duration,
+                     load->cpu_seconds, load->cpu_seconds / deliveries * SECOND,
+                     load->cpu_seconds / (double)events * SECOND,
+                     load->generator_cpu_seconds);
+        histogram_print(stdout, &sums->latency[0]);
+        (void)printf(",\"complete_usec\":");
+        histogram_print(stdout, &sums->complete);
+        print_threads(load);
+    }
+    if (load->storm > 0)
+        print_storm(load, sums);
+    (void)printf("}\n");
+}
+
+/* -- arguments -- */
+
+static void usage(FILE *out)
+{
+    (void)fprintf(
+        out,
+        "usage: load --server gateway|bare|node|nchan --port PORT [OPTION]...\n"
+        "  --publish-port PORT  where events are POSTed; the same, unless given\n"
+        "  --subscribers N      1000\n"
+        "  --channels N         1; subscriber i listens to channel i mod N, event k goes "
+        "to\n"
+        "                       channel k mod N\n"
+        "  --rate N             events a second, 10\n"
+        "  --burst N            events in one POST, 1; needs --channels 1 where more\n"
+        "  --warmup SECONDS     1\n"
+        "  --seconds SECONDS    5, of publishing that is measured\n"
+        "  --pid PID            of the server, for its processor time and memory; "
+        "repeatable\n"
+        "  --headers WHICH      small or chrome\n"
+        "  --count              read one subscriber in 50, and count the others' bytes\n"
+        "  --idle               only connect, and tell the memory\n"
+        "  --storm N            so many more subscribers come at once with an id that "
+        "is\n"
+        "  --age SECONDS        so old (60)\n");
+}
+
+static void take_option(struct load *load, int option)
+{
+    switch (option) {
+    case 's':
+        for (size_t i = 0; i < sizeof(dialects) / sizeof(dialects[0]); i++) {
+            if (strcmp(optarg, dialects[i].name) == 0)
+                load->dialect = &dialects[i];
+        }
+        break;
+    case 'p':
+        load->plan.port = (unsigned)strtoul(optarg, NULL, 10);
+        break;
+    case 'q':
+        load->publish_port = (unsigned)strtoul(optarg, NULL, 10);
+        break;
+    case 'n':
+        load->subscribers = strtoul(optarg, NULL, 10);
+        break;
+    case 'c':
+        load->plan.channels = strtoul(optarg, NULL, 10);
+        break;
+    case 'r':
+        load->rate = strtod(optarg, NULL);
+        break;
+    case 'b':
+        load->burst = (unsigned)strtoul(optarg, NULL, 10);
+        break;
+    case 't':
+        load->seconds = strtod(optarg, NULL);
+        break;
+    case 'w':
+        load->warmup = strtod(optarg, NULL);
+        break;
+    case 'i':
+        if (load->pid_count < PIDS_MAX)
+            load->pids[load->pid_count++] = (pid_t)strtol(optarg, NULL, 10);
+        break;
+    case 'h':
+        load->plan.headers =
+            strcmp(optarg, "chrome") == 0 ? chrome_headers : small_headers;
+        break;
+    case 'o':
+        load->plan.sampled = true;
+        break;
+    case 'd':
+        load->idle = true;
+        break;
+    case 'm':
+        load->storm = strtoul(optarg, NULL, 10);
+        break;
+    case 'a':
+        load->age = strtod(optarg, NULL);
+        break;
+    default:
+        usage(stderr);
+        exit(2);
+    }
+}
+
+static void take_arguments(struct load *load, int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"server", required_argument, NULL, 's'},
+        {"port", required_argument, NULL, 'p'},
+        {"publish-port", required_argument, NULL, 'q'},
+        {"subscribers", required_argument, NULL, 'n'},
+        {"channels", required_argument, NULL, 'c'},
+        {"rate", required_argument, NULL, 'r'},
+        {"burst", required_argument, NULL, 'b'},
+        {"seconds", required_argument, NULL, 't'},
+        {"warmup", required_argument, NULL, 'w'},
+        {"pid", required_argument, NULL, 'i'},
+        {"headers", required_argument, NULL, 'h'},
+        {"count", no_argument, NULL, 'o'},
+        {"idle", no_argument, NULL, 'd'},
+        {"storm", required_argument, NULL, 'm'},
+        {"age", required_argument, NULL, 'a'},
+        {NULL, 0, NULL, 0},
+    };
+
+    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;)
+        take_option(load, option);
+    if (load->dialect == NULL || load->plan.port == 0 || load->plan.channels == 0 ||
+        load->subscribers < load->plan.channels || load->burst == 0 || load->rate <= 0 ||
+        (load->burst > 1 && load->plan.channels > 1) ||
+        (load->storm > 0 && (load->plan.sampled || load->plan.channels > 1)) ||
+        load->burst * 256 > REQUEST_BYTES || load->storm > CROWD_MAX ||
+        load->subscribers > (CROWDS_MAX - 1) * CROWD_MAX) {
+        usage(stderr);
+        exit(2);
+    }
+    if (load->publish_port == 0)
+        load->publish_port = load->plan.port;
+    load->plan.path = load->dialect->subscribe;
+    const double seconds =
+        load->warmup + load->seconds + (load->storm > 0 ? load->age + 61 : 0);
+    load->plan.events_max = (size_t)(seconds * load->rate) + 2 * load->burst + 2;
+}
+
+int main(int argc, char **argv)
+{
+    static struct sums sums;
+    static struct load load = {.subscribers = 1000,
+                               .rate = 10,
+                               .burst = 1,
+                               .seconds = 5,
+                               .warmup = 1,
+                               .age = 60,
+                               .plan = {.channels = 1, .headers = small_headers}};
+
+    take_arguments(&load, argc, argv);
+    (void)signal(SIGPIPE, SIG_IGN);
+    figures_raise_file_limit();
+    load.order = share(sizeof(*load.order));
+    load.sent_usec = share(load.plan.events_max * sizeof(*load.sent_usec));
+    load.memory_before = figures_memory_bytes(load.pids, load.pid_count);
+    start_crowds(&load);
+    await_connected(&load);
+    load.memory_after = figures_memory_bytes(load.pids, load.pid_count);
+    if (!load.idle) {
+        connect_publisher(&load);
+        measure(&load);
+    }
+    end_crowds(&load);
+    add_up(&load, &sums);
+    print_result(&load, &sums);
+    return sums.missing + sums.doubled + sums.gaps + sums.lost > 0;
+}
