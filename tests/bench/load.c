@@ -10,24 +10,20 @@
  *
  * Prints one line of JSON. Status 1, and why on stderr, when an event is missing or doubled.
  */
-#include <arpa/inet.h>
-#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "crowd.h"
 #include "figures.h"
+#include "posting.h"
 
 #define PIDS_MAX       8
 #define CROWDS_MAX     8
@@ -37,26 +33,7 @@
 #define STALLED_USEC   15000000
 #define SETTLE_USEC    1000000
 #define STORM_MIN_USEC 2000000
-#define REQUEST_BYTES  (1024 * 1024)
 #define SECOND         1000000
-
-/* 150 bytes or so on the wire, with id, chunk and all. */
-#define TEXT "0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghij"
-
-/* How a server is spoken to. The paths are printf formats with the channel as one %u. */
-struct dialect {
-    const char *name;
-    const char *subscribe;
-    const char *publish;
-    bool batches; /* several events in one POST, one a line */
-};
-
-static const struct dialect dialects[] = {
-    {"gateway", "/events?channel=c%u", "/events?channel=c%u", true},
-    {"bare", "/events?channel=c%u", "/events?channel=c%u", true},
-    {"node", "/events?channel=c%u", "/events?channel=c%u", true},
-    {"nchan", "/sub/c%u", "/pub/c%u", false},
-};
 
 /* What Chromium's EventSource sends, from a page with a cookie and a referrer. */
 static const char chrome_headers[] =
@@ -80,11 +57,7 @@ static const char chrome_headers[] =
 static const char small_headers[] = "Accept: text/event-stream\r\n";
 
 struct load {
-    const struct dialect *dialect;
-    unsigned publish_port;
     size_t subscribers;
-    double rate;
-    unsigned burst;
     double seconds;
     double warmup;
     pid_t pids[PIDS_MAX];
@@ -98,10 +71,7 @@ struct load {
     struct crowd_report *reports[CROWDS_MAX];
     pid_t crowds[CROWDS_MAX];
     size_t crowd_count; /* of subscribers; one more returns if there is a storm */
-    int publish_fd;
-    char *request;
-    uint64_t answers; /* to the publisher */
-    uint64_t answers_due;
+    struct posting posting;
 
     /* what came of it */
     uint64_t measured_from;
@@ -116,7 +86,6 @@ struct load {
         double after;
     } threads[THREADS_MAX];
     size_t thread_count;
-    uint64_t *sent_usec;  /* of each event */
     uint64_t storm_usec;  /* begun */
     uint64_t storm_first; /* events published then */
 };
@@ -251,112 +220,11 @@ static uint64_t expected_deliveries(const struct load *load, uint64_t events)
 
 /* -- publishing -- */
 
-static void take_answers(struct load *load, bool wait)
+static void publish_for(struct load *load, double seconds, bool (*enough)(void *argument))
 {
-    static const char line[] = "HTTP/1.1 ";
-    static char bytes[65536];
-    static size_t kept; /* of a status line that is not whole */
-    const ssize_t len = recv(load->publish_fd, bytes + kept, sizeof(bytes) - kept,
-                             wait ? 0 : MSG_DONTWAIT);
-
-    if (len < 0 && errno == EAGAIN)
-        return;
-    if (len <= 0)
-        die(load, "the server closed the publisher's connection");
-    const char *end = bytes + kept + len;
-    const char *at = bytes;
-    for (const char *found;
-         (found = memmem(at, (size_t)(end - at), line, sizeof(line) - 1)) != NULL &&
-         found + sizeof(line) <= end;
-         at = found + sizeof(line)) {
-        if (found[sizeof(line) - 1] != '2') {
-            (void)fprintf(stderr, "load: a POST was answered: %.200s\n", found);
-            die(load, "the server does not take what is published");
-        }
-        load->answers++;
-    }
-    kept = (size_t)(end - at) < sizeof(line) ? (size_t)(end - at) : sizeof(line);
-    memmove(bytes, end - kept, kept);
-}
-
-/* A server that does not read must not hold up the clock for ever, only be seen. */
-static void send_all(struct load *load, size_t len)
-{
-    for (size_t out = 0; out < len;) {
-        const ssize_t sent = send(load->publish_fd, load->request + out, len - out,
-                                  MSG_NOSIGNAL | MSG_DONTWAIT);
-
-        if (sent > 0)
-            out += (size_t)sent;
-        else if (errno != EAGAIN)
-            die(load, "the publisher's connection broke");
-        take_answers(load, false);
-    }
-}
-
-/* A request with `count` events, from `first` on, of one channel. */
-static size_t add_request(const struct load *load, size_t len, uint64_t first,
-                          unsigned count)
-{
-    char data[256], path[128];
-
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wformat-nonliteral"
-    (void)snprintf(path, sizeof(path), load->dialect->publish,
-                   (unsigned)(first % load->plan.channels));
-#pragma GCC diagnostic pop
-    const unsigned long long now = figures_now_usec();
-    const size_t data_len = (size_t)snprintf(data, sizeof(data), CROWD_DATA "\n",
-                                             (unsigned long long)first, now, TEXT);
-    const bool lines = load->dialect->batches;
-
-    len += (size_t)snprintf(
-        load->request + len, REQUEST_BYTES - len,
-        "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%u\r\nContent-Type: %s\r\n"
-        "Content-Length: %zu\r\n\r\n",
-        path, load->publish_port, lines ? "application/x-ndjson" : "application/json",
-        lines ? count * data_len : data_len - 1);
-    for (unsigned i = 0; i < count; i++)
-        len += (size_t)snprintf(load->request + len, REQUEST_BYTES - len,
-                                lines ? CROWD_DATA "\n" : CROWD_DATA,
-                                (unsigned long long)first + i, now, TEXT);
-    return len;
-}
-
-static void publish(struct load *load)
-{
-    const uint64_t first = CROWD_GET(load->order->published);
-    const unsigned requests = load->dialect->batches ? 1 : load->burst;
-    size_t len = 0;
-
-    for (unsigned i = 0; i < requests; i++)
-        len = add_request(load, len, first + i, load->burst / requests);
-    for (unsigned i = 0; i < load->burst; i++)
-        load->sent_usec[first + i] = figures_now_usec();
-    load->answers_due += requests;
-    CROWD_SET(load->order->published, first + load->burst);
-    send_all(load, len);
-}
-
-/* At the rate, until the time is over or `enough` says so. */
-static void publish_for(struct load *load, double seconds,
-                        bool (*enough)(const struct load *))
-{
-    const uint64_t begin = figures_now_usec();
-    const uint64_t end = begin + (uint64_t)(seconds * SECOND);
-    const double interval = SECOND * load->burst / load->rate;
-
-    for (uint64_t i = 0;; i++) {
-        const uint64_t due = begin + (uint64_t)((double)i * interval);
-
-        if (due >= end || (enough != NULL && enough(load)) ||
-            CROWD_GET(load->order->published) + load->burst > load->plan.events_max)
-            return;
-        figures_sleep_until(due);
-        publish(load);
-        take_answers(load, false);
-        check_crowds(load);
-    }
+    if (posting_run(&load->posting, seconds, enough, load) < 0)
+        die(load, "publishing failed");
+    check_crowds(load);
 }
 
 /* Until all that was published has arrived, or nothing arrives any more. */
@@ -369,7 +237,7 @@ static void await_deliveries(struct load *load)
     for (;;) {
         const uint64_t now = figures_now_usec(), deliveries = count_deliveries(load);
 
-        if (deliveries >= expected && load->answers >= load->answers_due)
+        if (deliveries >= expected && load->posting.answers >= load->posting.answers_due)
             return;
         if (deliveries != before || due == 0)
             due = now + STALLED_USEC;
@@ -379,25 +247,11 @@ static void await_deliveries(struct load *load)
                           deliveries, expected);
             return; /* and is told in the result */
         }
-        take_answers(load, false);
+        if (posting_look(&load->posting) < 0)
+            die(load, "publishing failed");
         check_crowds(load);
         figures_sleep_until(now + 1000);
     }
-}
-
-static void connect_publisher(struct load *load)
-{
-    const struct sockaddr_in to = {.sin_family = AF_INET,
-                                   .sin_port = htons((uint16_t)load->publish_port),
-                                   .sin_addr = {.s_addr = htonl(INADDR_LOOPBACK)}};
-    const int one = 1;
-
-    load->request = malloc(REQUEST_BYTES);
-    load->publish_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (load->request == NULL || load->publish_fd < 0 ||
-        setsockopt(load->publish_fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) < 0 ||
-        connect(load->publish_fd, (const struct sockaddr *)&to, sizeof(to)) < 0)
-        die(load, "the publisher cannot connect");
 }
 
 /* -- measuring -- */
@@ -442,8 +296,9 @@ static double generator_cpu(const struct load *load)
     return sum;
 }
 
-static bool storm_is_over(const struct load *load)
+static bool storm_is_over(void *argument)
 {
+    const struct load *load = argument;
     const struct crowd_report *report = load->reports[load->crowd_count];
 
     return CROWD_GET(report->caught_up) >= load->storm &&
@@ -497,8 +352,8 @@ static void count_complete(const struct load *load, struct histogram *ret_comple
             if (load->reports[i]->arrivals[k].last_usec > last)
                 last = load->reports[i]->arrivals[k].last_usec;
         }
-        if (last > load->sent_usec[k])
-            histogram_add(ret_complete, last - load->sent_usec[k]);
+        if (last > load->posting.sent_usec[k])
+            histogram_add(ret_complete, last - load->posting.sent_usec[k]);
     }
 }
 
@@ -567,8 +422,9 @@ static void print_result(const struct load *load, const struct sums *sums)
     (void)printf("{\"server\":\"%s\",\"subscribers\":%zu,\"channels\":%zu,\"rate\":%g,"
                  "\"burst\":%u,\"memory_bytes_before\":%" PRIu64
                  ",\"memory_bytes_after\":%" PRIu64,
-                 load->dialect->name, load->subscribers, load->plan.channels, load->rate,
-                 load->burst, load->memory_before, load->memory_after);
+                 load->posting.dialect->name, load->subscribers, load->plan.channels,
+                 load->posting.rate, load->posting.burst, load->memory_before,
+                 load->memory_after);
     if (events > 0) {
         (void)printf(",\"events\":%" PRIu64 ",\"deliveries\":%.0f,\"missing\":%" PRIu64
                      ",\"doubled\":%" PRIu64 ",\"gaps\":%" PRIu64 ",\"lost\":%zu"
@@ -621,16 +477,13 @@ static void take_option(struct load *load, int option)
 {
     switch (option) {
     case 's':
-        for (size_t i = 0; i < sizeof(dialects) / sizeof(dialects[0]); i++) {
-            if (strcmp(optarg, dialects[i].name) == 0)
-                load->dialect = &dialects[i];
-        }
+        load->posting.dialect = posting_find_dialect(optarg);
         break;
     case 'p':
         load->plan.port = (unsigned)strtoul(optarg, NULL, 10);
         break;
     case 'q':
-        load->publish_port = (unsigned)strtoul(optarg, NULL, 10);
+        load->posting.port = (unsigned)strtoul(optarg, NULL, 10);
         break;
     case 'n':
         load->subscribers = strtoul(optarg, NULL, 10);
@@ -639,10 +492,10 @@ static void take_option(struct load *load, int option)
         load->plan.channels = strtoul(optarg, NULL, 10);
         break;
     case 'r':
-        load->rate = strtod(optarg, NULL);
+        load->posting.rate = strtod(optarg, NULL);
         break;
     case 'b':
-        load->burst = (unsigned)strtoul(optarg, NULL, 10);
+        load->posting.burst = (unsigned)strtoul(optarg, NULL, 10);
         break;
     case 't':
         load->seconds = strtod(optarg, NULL);
@@ -699,29 +552,31 @@ static void take_arguments(struct load *load, int argc, char **argv)
 
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;)
         take_option(load, option);
-    if (load->dialect == NULL || load->plan.port == 0 || load->plan.channels == 0 ||
-        load->subscribers < load->plan.channels || load->burst == 0 || load->rate <= 0 ||
-        (load->burst > 1 && load->plan.channels > 1) ||
+    if (load->posting.dialect == NULL || load->plan.port == 0 ||
+        load->plan.channels == 0 || load->subscribers < load->plan.channels ||
+        load->posting.burst == 0 || load->posting.rate <= 0 ||
+        (load->posting.burst > 1 && load->plan.channels > 1) ||
         (load->storm > 0 && (load->plan.sampled || load->plan.channels > 1)) ||
-        load->burst * 256 > REQUEST_BYTES || load->storm > CROWD_MAX ||
-        load->subscribers > (CROWDS_MAX - 1) * CROWD_MAX) {
+        load->storm > CROWD_MAX || load->subscribers > (CROWDS_MAX - 1) * CROWD_MAX) {
         usage(stderr);
         exit(2);
     }
-    if (load->publish_port == 0)
-        load->publish_port = load->plan.port;
-    load->plan.path = load->dialect->subscribe;
+    if (load->posting.port == 0)
+        load->posting.port = load->plan.port;
+    load->plan.path = load->posting.dialect->subscribe;
     const double seconds =
         load->warmup + load->seconds + (load->storm > 0 ? load->age + 61 : 0);
-    load->plan.events_max = (size_t)(seconds * load->rate) + 2 * load->burst + 2;
+    load->plan.events_max =
+        (size_t)(seconds * load->posting.rate) + 2 * load->posting.burst + 2;
+    load->posting.events_max = load->plan.events_max;
+    load->posting.channels = load->plan.channels;
 }
 
 int main(int argc, char **argv)
 {
     static struct sums sums;
     static struct load load = {.subscribers = 1000,
-                               .rate = 10,
-                               .burst = 1,
+                               .posting = {.rate = 10, .burst = 1},
                                .seconds = 5,
                                .warmup = 1,
                                .age = 60,
@@ -731,13 +586,16 @@ int main(int argc, char **argv)
     (void)signal(SIGPIPE, SIG_IGN);
     figures_raise_file_limit();
     load.order = share(sizeof(*load.order));
-    load.sent_usec = share(load.plan.events_max * sizeof(*load.sent_usec));
+    load.posting.order = load.order;
+    load.posting.sent_usec =
+        share(load.plan.events_max * sizeof(*load.posting.sent_usec));
     load.memory_before = figures_memory_bytes(load.pids, load.pid_count);
     start_crowds(&load);
     await_connected(&load);
     load.memory_after = figures_memory_bytes(load.pids, load.pid_count);
     if (!load.idle) {
-        connect_publisher(&load);
+        if (posting_connect(&load.posting) < 0)
+            die(&load, "nothing can be published");
         measure(&load);
     }
     end_crowds(&load);
