@@ -3,11 +3,15 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* Ports of one source address are not enough: so many subscribers share one. */
@@ -61,7 +65,8 @@ static int send_request(struct crowd *crowd, struct subscriber *subscriber)
     /* The path is the plan's own. */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
-    (void)snprintf(path, sizeof(path), crowd->plan->path, subscriber->channel);
+    (void)snprintf(path, sizeof(path), crowd->plan->path, crowd->plan->prefix,
+                   subscriber->channel);
 #pragma GCC diagnostic pop
     if (crowd->returning)
         (void)snprintf(resume, sizeof(resume), "Last-Event-ID: %s\r\n",
@@ -305,28 +310,73 @@ static int turn(struct crowd *crowd)
     return 0;
 }
 
-int crowd_run(const struct crowd_plan *plan, struct crowd_order *order,
-              struct crowd_report *report, size_t first, size_t count, bool returning)
+static int run(struct crowd *crowd)
 {
-    struct crowd crowd = {
-        .plan = plan,
-        .order = order,
-        .report = report,
-        .subscribers = calloc(count, sizeof(*crowd.subscribers)),
-        .first = first,
-        .count = count,
-        .returning = returning,
-        .epoll_fd = epoll_create1(EPOLL_CLOEXEC),
-        .space = malloc(LINE_MAX_BYTES + READ_BYTES + 1),
-    };
-
-    if (crowd.subscribers == NULL || crowd.space == NULL || crowd.epoll_fd < 0) {
+    crowd->subscribers = calloc(crowd->count, sizeof(*crowd->subscribers));
+    crowd->space = malloc(LINE_MAX_BYTES + READ_BYTES + 1);
+    crowd->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (crowd->subscribers == NULL || crowd->space == NULL || crowd->epoll_fd < 0) {
         perror("load: a crowd");
         return 1;
     }
-    while (!CROWD_GET(order->over)) {
-        if (turn(&crowd) < 0)
+    while (!CROWD_GET(crowd->order->over)) {
+        if (turn(crowd) < 0)
             return 1;
     }
     return 0;
+}
+
+/* -- as a process -- */
+
+void *crowd_share(size_t bytes)
+{
+    void *memory =
+        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    if (memory == MAP_FAILED) {
+        perror("load: memory");
+        exit(1);
+    }
+    return memory;
+}
+
+pid_t crowd_start(const struct crowd_plan *plan, struct crowd_order *order, size_t first,
+                  size_t count, bool returning, struct crowd_report **ret_report)
+{
+    const pid_t parent = getpid();
+    struct crowd crowd = {
+        .plan = plan,
+        .order = order,
+        .report = crowd_share(sizeof(*crowd.report)),
+        .first = first,
+        .count = count,
+        .returning = returning,
+    };
+
+    crowd.report->arrivals =
+        crowd_share((plan->events_max + 1) * sizeof(*crowd.report->arrivals));
+    *ret_report = crowd.report;
+    const pid_t child = fork();
+    if (child < 0)
+        perror("load: a crowd");
+    if (child != 0)
+        return child;
+    (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+    exit(getppid() == parent ? run(&crowd) : 1);
+}
+
+bool crowd_is_there(pid_t *crowd)
+{
+    if (waitpid(*crowd, NULL, WNOHANG) == 0)
+        return true;
+    *crowd = 0;
+    (void)fprintf(stderr, "load: a process of subscribers has ended\n");
+    return false;
+}
+
+void crowd_end(pid_t *crowd)
+{
+    if (*crowd > 0)
+        (void)waitpid(*crowd, NULL, 0);
+    *crowd = 0;
 }

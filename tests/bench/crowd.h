@@ -36,7 +36,8 @@
 
 struct crowd_plan {
     unsigned port;
-    const char *path;    /* of channel K: printf with one %u */
+    const char *path; /* of a channel: printf with one %s, its prefix, and one %u */
+    const char *prefix;
     const char *headers; /* of every subscriber, each line with its CR LF */
     size_t channels;
     size_t events_max; /* room in `arrivals` */
@@ -76,10 +77,19 @@ struct crowd_report {
     struct crowd_arrival *arrivals; /* shared */
 };
 
-/* Subscribers first … first + count - 1, until the order is over. `returning`: they all come
- * at once, when they are told to, with the resume id. Does not return before; 0, or 1 with a
- * line on stderr. */
-int crowd_run(const struct crowd_plan *plan, struct crowd_order *order,
-              struct crowd_report *report, size_t first, size_t count, bool returning);
+/* Memory that processes forked later share; the program ends if there is none. */
+void *crowd_share(size_t bytes);
+
+/* A process with the subscribers first … first + count - 1, until the order is over.
+ * `returning`: they all come at once, when they are told to, with the resume id. The report is
+ * shared. -1 with a line on stderr. */
+pid_t crowd_start(const struct crowd_plan *plan, struct crowd_order *order, size_t first,
+                  size_t count, bool returning, struct crowd_report **ret_report);
+
+/* false, with a line on stderr: it has ended before its order was over. */
+bool crowd_is_there(pid_t *crowd);
+
+/* Waits for its end; the order is over. */
+void crowd_end(pid_t *crowd);
 
 #endif

@@ -16,24 +16,22 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "crowd.h"
 #include "figures.h"
 #include "posting.h"
+#include "storm.h"
 
-#define PIDS_MAX       8
-#define CROWDS_MAX     8
-#define CROWD_MAX      19500 /* of 20 000 files a process may have where this was written */
-#define THREADS_MAX    64
-#define CONNECT_USEC   60000000
-#define STALLED_USEC   15000000
-#define SETTLE_USEC    1000000
-#define STORM_MIN_USEC 2000000
-#define SECOND         1000000
+#define PIDS_MAX          8
+#define CROWDS_MAX        8
+#define CROWD_MAX         19500 /* of 20 000 files a process may have where this was written */
+#define THREADS_MAX       64
+#define CONNECT_USEC      60000000
+#define STALLED_USEC      15000000
+#define SETTLE_USEC       1000000
+#define STORM_MAX_SECONDS 60
+#define SECOND            1000000
 
 /* What Chromium's EventSource sends, from a page with a cookie and a referrer. */
 static const char chrome_headers[] =
@@ -63,8 +61,7 @@ struct load {
     pid_t pids[PIDS_MAX];
     size_t pid_count;
     bool idle;
-    size_t storm;
-    double age;
+    size_t storm_count;
 
     struct crowd_plan plan;
     struct crowd_order *order;
@@ -86,18 +83,15 @@ struct load {
         double after;
     } threads[THREADS_MAX];
     size_t thread_count;
-    uint64_t storm_usec;  /* begun */
-    uint64_t storm_first; /* events published then */
+    struct storm *storm; /* NULL: none */
+    uint64_t storm_missing;
 };
 
 static void end_crowds(struct load *load)
 {
     CROWD_SET(load->order->over, true);
-    for (size_t i = 0; i < CROWDS_MAX; i++) {
-        if (load->crowds[i] > 0)
-            (void)waitpid(load->crowds[i], NULL, 0);
-        load->crowds[i] = 0;
-    }
+    for (size_t i = 0; i < load->crowd_count; i++)
+        crowd_end(&load->crowds[i]);
 }
 
 static void die(struct load *load, const char *what)
@@ -109,38 +103,6 @@ static void die(struct load *load, const char *what)
 
 /* -- the crowds -- */
 
-static void *share(size_t bytes)
-{
-    void *memory =
-        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-
-    if (memory == MAP_FAILED) {
-        perror("load: memory");
-        exit(1);
-    }
-    return memory;
-}
-
-static void start_crowd(struct load *load, size_t index, size_t first, size_t count,
-                        bool returning)
-{
-    const pid_t parent = getpid();
-
-    load->reports[index] = share(sizeof(*load->reports[index]));
-    load->reports[index]->arrivals =
-        share((load->plan.events_max + 1) * sizeof(struct crowd_arrival));
-    load->crowds[index] = fork();
-    if (load->crowds[index] < 0)
-        die(load, "fork failed");
-    if (load->crowds[index] > 0)
-        return;
-    (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent)
-        exit(1);
-    exit(crowd_run(&load->plan, load->order, load->reports[index], first, count,
-                   returning));
-}
-
 static void start_crowds(struct load *load)
 {
     size_t begun = 0;
@@ -149,22 +111,19 @@ static void start_crowds(struct load *load)
     for (size_t i = 0; i < load->crowd_count; i++) {
         const size_t count = (load->subscribers - begun) / (load->crowd_count - i);
 
-        start_crowd(load, i, begun, count, false);
+        load->crowds[i] =
+            crowd_start(&load->plan, load->order, begun, count, false, &load->reports[i]);
+        if (load->crowds[i] < 0)
+            exit(1);
         begun += count;
     }
-    if (load->storm > 0)
-        start_crowd(load, load->crowd_count, begun, load->storm, true);
 }
 
 static void check_crowds(struct load *load)
 {
-    for (size_t i = 0; i < CROWDS_MAX; i++) {
-        int status;
-
-        if (load->crowds[i] > 0 && waitpid(load->crowds[i], &status, WNOHANG) > 0) {
-            load->crowds[i] = 0;
-            die(load, "a process of subscribers has ended");
-        }
+    for (size_t i = 0; i < load->crowd_count; i++) {
+        if (!crowd_is_there(&load->crowds[i]))
+            die(load, "it was needed");
     }
 }
 
@@ -296,30 +255,28 @@ static double generator_cpu(const struct load *load)
     return sum;
 }
 
-static bool storm_is_over(void *argument)
+static bool is_over(void *argument)
 {
     const struct load *load = argument;
-    const struct crowd_report *report = load->reports[load->crowd_count];
 
-    return CROWD_GET(report->caught_up) >= load->storm &&
-           figures_now_usec() > load->storm_usec + STORM_MIN_USEC;
+    return storm_is_over(load->storm);
 }
 
 static void weather_storm(struct load *load)
 {
-    if (!CROWD_GET(load->order->resume_id_known))
-        die(load, "no id to come back with: was nothing published?");
+    if (storm_break(load->storm) < 0)
+        die(load, "there was no storm");
     CROWD_SET(load->order->book, 1);
-    load->storm_usec = figures_now_usec();
-    load->storm_first = CROWD_GET(load->order->published);
-    CROWD_SET(load->order->returning, true);
-    publish_for(load, 60, storm_is_over);
+    publish_for(load, STORM_MAX_SECONDS, is_over);
+    load->storm_missing = storm_end(load->storm);
 }
 
 static void measure(struct load *load)
 {
     CROWD_SET(load->order->first, UINT64_MAX);
     publish_for(load, load->warmup, NULL);
+    if (load->storm != NULL && storm_gather(load->storm) < 0)
+        die(load, "nobody publishes for the storm");
     await_deliveries(load);
 
     load->measured_from = CROWD_GET(load->order->published);
@@ -328,8 +285,8 @@ static void measure(struct load *load)
     load->generator_cpu_seconds = -generator_cpu(load);
     load->cpu_seconds = -figures_cpu_seconds(load->pids, load->pid_count);
     const uint64_t begin = figures_now_usec();
-    publish_for(load, load->storm > 0 ? load->age : load->seconds, NULL);
-    if (load->storm > 0)
+    publish_for(load, load->seconds, NULL);
+    if (load->storm != NULL)
         weather_storm(load);
     await_deliveries(load);
     load->duration = (double)(figures_now_usec() - begin) / SECOND;
@@ -371,14 +328,11 @@ static void add_up(const struct load *load, struct sums *sums)
     const uint64_t expected =
         expected_deliveries(load, CROWD_GET(load->order->published));
     const uint64_t deliveries = count_deliveries(load);
-    const size_t crowds = load->crowd_count + (load->storm > 0);
 
-    sums->missing = expected - deliveries;
-    for (size_t i = 0; i < crowds; i++) {
+    sums->missing = expected - deliveries + load->storm_missing;
+    for (size_t i = 0; i < load->crowd_count; i++) {
         const struct crowd_report *report = load->reports[i];
 
-        if (i >= load->crowd_count)
-            sums->missing += report->missing;
         sums->doubled += report->doubled;
         sums->gaps += report->gaps;
         sums->lost += report->lost;
@@ -399,17 +353,12 @@ static void print_threads(const struct load *load)
 
 static void print_storm(const struct load *load, const struct sums *sums)
 {
-    const struct crowd_report *report = load->reports[load->crowd_count];
-
-    (void)printf(
-        ",\"storm\":{\"returning\":%zu,\"caught_up\":%zu,\"caught_up_seconds\":%.3f,"
-        "\"replayed\":%" PRIu64 ",\"live_p99_before_usec\":%" PRIu64
-        ",\"live_p99_during_usec\":%" PRIu64 "}",
-        load->storm, CROWD_GET(report->caught_up),
-        (double)(report->caught_up_usec - load->storm_usec) / SECOND,
-        (uint64_t)(load->storm_first - load->measured_from - 1),
-        histogram_quantile(&sums->latency[0], 0.99),
-        histogram_quantile(&sums->latency[1], 0.99));
+    (void)printf(",\"storm\":{\"live_p99_before_usec\":%" PRIu64
+                 ",\"live_p99_during_usec\":%" PRIu64 ",",
+                 histogram_quantile(&sums->latency[0], 0.99),
+                 histogram_quantile(&sums->latency[1], 0.99));
+    storm_print(stdout, load->storm);
+    (void)printf("}");
 }
 
 static void print_result(const struct load *load, const struct sums *sums)
@@ -442,7 +391,7 @@ static void print_result(const struct load *load, const struct sums *sums)
         histogram_print(stdout, &sums->complete);
         print_threads(load);
     }
-    if (load->storm > 0)
+    if (load->storm != NULL)
         print_storm(load, sums);
     (void)printf("}\n");
 }
@@ -518,10 +467,7 @@ static void take_option(struct load *load, int option)
         load->idle = true;
         break;
     case 'm':
-        load->storm = strtoul(optarg, NULL, 10);
-        break;
-    case 'a':
-        load->age = strtod(optarg, NULL);
+        load->storm_count = strtoul(optarg, NULL, 10);
         break;
     default:
         usage(stderr);
@@ -546,7 +492,6 @@ static void take_arguments(struct load *load, int argc, char **argv)
         {"count", no_argument, NULL, 'o'},
         {"idle", no_argument, NULL, 'd'},
         {"storm", required_argument, NULL, 'm'},
-        {"age", required_argument, NULL, 'a'},
         {NULL, 0, NULL, 0},
     };
 
@@ -556,8 +501,8 @@ static void take_arguments(struct load *load, int argc, char **argv)
         load->plan.channels == 0 || load->subscribers < load->plan.channels ||
         load->posting.burst == 0 || load->posting.rate <= 0 ||
         (load->posting.burst > 1 && load->plan.channels > 1) ||
-        (load->storm > 0 && (load->plan.sampled || load->plan.channels > 1)) ||
-        load->storm > CROWD_MAX || load->subscribers > (CROWDS_MAX - 1) * CROWD_MAX) {
+        (load->storm_count > 0 && load->plan.sampled) || load->storm_count > CROWD_MAX ||
+        load->subscribers > (CROWDS_MAX - 1) * CROWD_MAX) {
         usage(stderr);
         exit(2);
     }
@@ -565,7 +510,7 @@ static void take_arguments(struct load *load, int argc, char **argv)
         load->posting.port = load->plan.port;
     load->plan.path = load->posting.dialect->subscribe;
     const double seconds =
-        load->warmup + load->seconds + (load->storm > 0 ? load->age + 61 : 0);
+        load->warmup + load->seconds + (load->storm_count > 0 ? STORM_MAX_SECONDS : 0);
     load->plan.events_max =
         (size_t)(seconds * load->posting.rate) + 2 * load->posting.burst + 2;
     load->posting.events_max = load->plan.events_max;
@@ -575,20 +520,20 @@ static void take_arguments(struct load *load, int argc, char **argv)
 int main(int argc, char **argv)
 {
     static struct sums sums;
-    static struct load load = {.subscribers = 1000,
-                               .posting = {.rate = 10, .burst = 1},
-                               .seconds = 5,
-                               .warmup = 1,
-                               .age = 60,
-                               .plan = {.channels = 1, .headers = small_headers}};
+    static struct load load = {
+        .subscribers = 1000,
+        .posting = {.rate = 10, .burst = 1, .prefix = "c"},
+        .seconds = 5,
+        .warmup = 1,
+        .plan = {.channels = 1, .prefix = "c", .headers = small_headers}};
 
     take_arguments(&load, argc, argv);
     (void)signal(SIGPIPE, SIG_IGN);
     figures_raise_file_limit();
-    load.order = share(sizeof(*load.order));
+    load.order = crowd_share(sizeof(*load.order));
     load.posting.order = load.order;
     load.posting.sent_usec =
-        share(load.plan.events_max * sizeof(*load.posting.sent_usec));
+        crowd_share(load.plan.events_max * sizeof(*load.posting.sent_usec));
     load.memory_before = figures_memory_bytes(load.pids, load.pid_count);
     start_crowds(&load);
     await_connected(&load);
@@ -596,6 +541,11 @@ int main(int argc, char **argv)
     if (!load.idle) {
         if (posting_connect(&load.posting) < 0)
             die(&load, "nothing can be published");
+        if (load.storm_count > 0)
+            load.storm =
+                storm_new(&load.plan, &load.posting, load.storm_count, load.seconds);
+        if (load.storm_count > 0 && load.storm == NULL)
+            die(&load, "there is no storm");
         measure(&load);
     }
     end_crowds(&load);

@@ -18,10 +18,10 @@
 const struct posting_dialect *posting_find_dialect(const char *name)
 {
     static const struct posting_dialect dialects[] = {
-        {"gateway", "/events?channel=c%u", "/events?channel=c%u", true},
-        {"bare", "/events?channel=c%u", "/events?channel=c%u", true},
-        {"node", "/events?channel=c%u", "/events?channel=c%u", true},
-        {"nchan", "/sub/c%u", "/pub/c%u", false},
+        {"gateway", "/events?channel=%s%u", "/events?channel=%s%u", true},
+        {"bare", "/events?channel=%s%u", "/events?channel=%s%u", true},
+        {"node", "/events?channel=%s%u", "/events?channel=%s%u", true},
+        {"nchan", "/sub/%s%u", "/pub/%s%u", false},
     };
 
     for (size_t i = 0; i < sizeof(dialects) / sizeof(dialects[0]); i++) {
@@ -111,7 +111,7 @@ static size_t add_request(const struct posting *posting, size_t len, uint64_t fi
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
-    (void)snprintf(path, sizeof(path), posting->dialect->publish,
+    (void)snprintf(path, sizeof(path), posting->dialect->publish, posting->prefix,
                    (unsigned)(first % posting->channels));
 #pragma GCC diagnostic pop
     const size_t data_len = (size_t)snprintf(data, sizeof(data), CROWD_DATA,

@@ -12,7 +12,7 @@
 
 #include "crowd.h"
 
-/* How a server is spoken to. The paths are printf formats with the channel's number as %u. */
+/* How a server is spoken to. The paths are printf formats with the channel as %s%u. */
 struct posting_dialect {
     const char *name;
     const char *subscribe;
@@ -27,8 +27,9 @@ struct posting {
     const struct posting_dialect *dialect;
     unsigned port;
     size_t channels;
-    unsigned burst; /* events at once */
-    double rate;    /* events a second */
+    const char *prefix; /* of their names */
+    unsigned burst;     /* events at once */
+    double rate;        /* events a second */
     size_t events_max;
     uint64_t *sent_usec;       /* of each event */
     struct crowd_order *order; /* `published` is counted here */
