@@ -28,7 +28,6 @@
 #define CROWD_MAX         19500 /* of 20 000 files a process may have where this was written */
 #define THREADS_MAX       64
 #define CONNECT_USEC      60000000
-#define STALLED_USEC      15000000
 #define SETTLE_USEC       1000000
 #define STORM_MAX_SECONDS 60
 #define SECOND            1000000
@@ -58,6 +57,7 @@ struct load {
     size_t subscribers;
     double seconds;
     double warmup;
+    double patience; /* where nothing arrives any more */
     pid_t pids[PIDS_MAX];
     size_t pid_count;
     bool idle;
@@ -199,7 +199,7 @@ static void await_deliveries(struct load *load)
         if (deliveries >= expected && load->posting.answers >= load->posting.answers_due)
             return;
         if (deliveries != before || due == 0)
-            due = now + STALLED_USEC;
+            due = now + (uint64_t)(load->patience * SECOND);
         before = deliveries;
         if (now > due) {
             (void)fprintf(stderr, "load: %" PRIu64 " deliveries of %" PRIu64 "\n",
@@ -412,6 +412,8 @@ static void usage(FILE *out)
         "  --burst N            events in one POST, 1; needs --channels 1 where more\n"
         "  --warmup SECONDS     1\n"
         "  --seconds SECONDS    5, of publishing that is measured\n"
+        "  --patience SECONDS   15, without a delivery, until the rest is called "
+        "missing\n"
         "  --pid PID            of the server, for its processor time and memory; "
         "repeatable\n"
         "  --headers WHICH      small or chrome\n"
@@ -452,6 +454,9 @@ static void take_option(struct load *load, int option)
     case 'w':
         load->warmup = strtod(optarg, NULL);
         break;
+    case 'x':
+        load->patience = strtod(optarg, NULL);
+        break;
     case 'i':
         if (load->pid_count < PIDS_MAX)
             load->pids[load->pid_count++] = (pid_t)strtol(optarg, NULL, 10);
@@ -487,6 +492,7 @@ static void take_arguments(struct load *load, int argc, char **argv)
         {"burst", required_argument, NULL, 'b'},
         {"seconds", required_argument, NULL, 't'},
         {"warmup", required_argument, NULL, 'w'},
+        {"patience", required_argument, NULL, 'x'},
         {"pid", required_argument, NULL, 'i'},
         {"headers", required_argument, NULL, 'h'},
         {"count", no_argument, NULL, 'o'},
@@ -525,6 +531,7 @@ int main(int argc, char **argv)
         .posting = {.rate = 10, .burst = 1, .prefix = "c"},
         .seconds = 5,
         .warmup = 1,
+        .patience = 15,
         .plan = {.channels = 1, .prefix = "c", .headers = small_headers}};
 
     take_arguments(&load, argc, argv);

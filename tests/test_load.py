@@ -1,0 +1,155 @@
+"""The bench's load generator, held against servers that are wrong on purpose: each mistake
+must be seen, or no figure of the bench means anything."""
+
+import json
+import re
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from harness.tools import find_gateway
+from harness.waiting import scaled
+
+SUBSCRIBERS = 60
+
+
+class Server(threading.Thread):
+    """Sends what is POSTed to everybody; `spoil(number, index, frame)` says what the subscriber
+    with that index gets instead of the frame."""
+
+    def __init__(self, spoil):
+        super().__init__(daemon=True)
+        self.spoil = spoil
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port = self.socket.getsockname()[1]
+        self.subscribers = []
+
+    def run(self):
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += connection.recv(65536)
+            if head.startswith(b"GET"):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+                self.subscribers.append(connection)
+            else:
+                threading.Thread(target=self.publish, args=(connection, head), daemon=True).start()
+
+    def publish(self, connection, received):
+        number = 0
+        while True:
+            head, _, rest = received.partition(b"\r\n\r\n")
+            found = re.search(rb"Content-Length: (\d+)", head)
+            length = int(found[1]) if found else 0
+            if not found or len(rest) < length:
+                more = connection.recv(65536)
+                if not more:
+                    return
+                received += more
+                continue
+            received = rest[length:]
+            for line in rest[:length].splitlines():
+                self.deliver(number, b"id: %d\ndata: %s\n\n" % (number, line))
+                number += 1
+            connection.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
+
+    def deliver(self, number, frame):
+        for index, subscriber in enumerate(self.subscribers):
+            subscriber.sendall(self.spoil(number, index, frame))
+
+    def close(self):
+        self.socket.close()
+        for subscriber in self.subscribers:
+            subscriber.close()
+
+
+def spoil_one(instead, number=20, index=7):
+    def spoil(this_number, this_index, frame):
+        return instead(frame) if (this_number, this_index) == (number, index) else frame
+    return spoil
+
+
+def load(spoil, *options, server_class=Server):
+    server = server_class(spoil)
+    server.start()
+    try:
+        done = subprocess.run(
+            [str(Path(find_gateway()).parent / "bench" / "load"), "--server", "gateway",
+             "--port", str(server.port), "--subscribers", str(SUBSCRIBERS), "--rate", "50",
+             "--warmup", "0.2", "--seconds", "0.6", "--patience", "2", *options],
+            capture_output=True, text=True, timeout=scaled(60), stdin=subprocess.DEVNULL)
+    finally:
+        server.close()
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("options", [(), ("--count",)])
+def test_a_server_that_sends_everything_is_found_to_do_so(options):
+    status, result = load(lambda number, index, frame: frame, *options)
+    assert status == 0, result
+    assert result["deliveries"] == 30 * SUBSCRIBERS
+    assert result["missing"] == result["doubled"] == 0
+    assert 0 < result["latency_usec"]["p50"] <= result["latency_usec"]["max"]
+
+
+@pytest.mark.parametrize("options", [(), ("--count",)])
+def test_one_frame_that_is_missing_is_seen(options):
+    status, result = load(spoil_one(lambda frame: b""), *options)
+    assert status == 1
+    assert result["missing"] >= 1
+
+
+def test_one_frame_that_comes_twice_is_seen():
+    status, result = load(spoil_one(lambda frame: frame + frame))
+    assert status == 1
+    assert result["doubled"] == 1
+
+
+def test_one_frame_that_comes_twice_is_seen_by_its_bytes():
+    status, result = load(spoil_one(lambda frame: frame + frame), "--count")
+    assert status == 1
+    assert result["missing"] > 0
+
+
+def test_two_frames_that_change_places_are_seen():
+    kept = []
+
+    def swap(number, index, frame):
+        if index != 3 or number not in (10, 11):
+            return frame
+        kept.append(frame)
+        return b"" if number == 10 else kept[1] + kept[0]
+
+    status, result = load(swap)
+    assert status == 1
+    assert (result["missing"], result["doubled"]) == (1, 1)
+
+
+def test_a_frame_that_says_there_is_a_gap_is_seen():
+    gap = b"id: 1\nevent: gap\ndata: {}\n\n"
+    status, result = load(spoil_one(lambda frame: gap + frame))
+    assert status == 1
+    assert result["gaps"] == 1
+
+
+class Cutting(Server):
+    """Closes one connection behind an event."""
+
+    def deliver(self, number, frame):
+        super().deliver(number, frame)
+        if number == 25:
+            self.subscribers.pop(5).close()
+
+
+def test_a_connection_that_ends_is_seen():
+    status, result = load(lambda number, index, frame: frame, server_class=Cutting)
+    assert status == 1
+    assert result["lost"] == 1
+    assert result["missing"] > 0
