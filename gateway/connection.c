@@ -1,5 +1,6 @@
 #include <assert.h>
 #include <poll.h>
+#include <stdio.h>
 #include <sys/socket.h>
 
 #include "clock.h"
@@ -123,4 +124,31 @@ void connection_wake(struct connection *connection)
     MHD_resume_connection(connection->mhd);
     /* Without threads of its own libmicrohttpd tells nobody that it has something to do. */
     *connection->work = true;
+}
+
+struct header {
+    char name[64];
+    const char *value;
+};
+
+static enum MHD_Result take_header(void *argument, enum MHD_ValueKind kind,
+                                   const char *name, const char *value)
+{
+    struct header *header = argument;
+
+    (void)kind;
+    (void)snprintf(header->name, sizeof(header->name), "%s", name);
+    header->value = value;
+    return MHD_NO; /* one is enough */
+}
+
+/* One after the other, as none may be taken away while they are shown. The name is a copy:
+ * libmicrohttpd looks at the one it is given once more when the header is gone. */
+void connection_forget_headers(struct MHD_Response *response)
+{
+    struct header header;
+
+    while (MHD_get_response_headers(response, take_header, &header) > 0 &&
+           MHD_del_response_header(response, header.name, header.value) == MHD_YES) {
+    }
 }

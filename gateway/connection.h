@@ -27,14 +27,14 @@ struct shard;
 struct connection {
     struct MHD_Connection *mhd; /* [const] */
     int fd;                     /* [const] libmicrohttpd's to close */
-    struct shard *shard;        /* [const] the one it belongs to */
-    struct wheel *wheel;        /* [const] */
-    bool *work;                 /* [const] raised when libmicrohttpd must be run */
-    struct stats *stats;        /* [const] */
     bool surplus;               /* [const] over the connection limit: to be refused */
     bool asleep;
-    bool idle;      /* between two requests */
-    bool answering; /* the answer is on its way: the peer may have closed its side */
+    bool idle;           /* between two requests */
+    bool answering;      /* the answer is on its way: the peer may have closed its side */
+    struct shard *shard; /* [const] the one it belongs to */
+    struct wheel *wheel; /* [const] */
+    bool *work;          /* [const] raised when libmicrohttpd must be run */
+    struct stats *stats; /* [const] */
     unsigned long requests; /* begun on it */
     size_t uri_len;         /* of the request line's URI as it came, up to a NUL in it */
     struct wheel_timer deadline;
@@ -65,5 +65,9 @@ void connection_shut(struct connection *connection);
 
 void connection_sleep(struct connection *connection);
 void connection_wake(struct connection *connection);
+
+/* Frees the headers of a response that goes on for long, once they are out: some four hundred
+ * bytes, and nearly twice as many with those for other origins. Connection is none of them. */
+void connection_forget_headers(struct MHD_Response *response);
 
 #endif

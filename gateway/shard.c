@@ -22,15 +22,17 @@
 /* A shard shows that it is alive at least so often. */
 #define SLEEP_MAX_MSEC 1000
 
-/* Memory that libmicrohttpd has for each connection of a daemon. */
-#define POOL_SMALL  (2 * KIB)
-#define POOL_MEDIUM (8 * KIB)
-#define POOL_LARGE  (32 * KIB) /* at least */
+/* Memory that libmicrohttpd has for each connection of a daemon: it is kept for as long as a
+ * stream lasts, whatever of it was needed. Programs fit into the first, browsers into the
+ * second, browsers with cookies into the third. */
+static const size_t stream_pools[] = {1 * KIB, 2 * KIB, 4 * KIB, 8 * KIB};
+#define POOL_LARGE (32 * KIB) /* at least */
 
 /* And what it allocates besides: counted on 0.9.75. */
 #define MHD_CONNECTION_BYTES ((size_t)560)
 
-enum daemon_kind { STREAMS_SMALL, STREAMS_MEDIUM, STREAMS_LARGE, WORK, DAEMON_COUNT };
+/* Those of stream_pools, and: */
+enum daemon_kind { STREAMS_LARGE = ARRAY_SIZE(stream_pools), WORK, DAEMON_COUNT };
 
 struct daemon {
     struct poller_source source;
@@ -160,22 +162,22 @@ static void somebody_came(void *argument, int fd, const struct sockaddr_storage 
 /* -- and meet libmicrohttpd -- */
 
 /* The smallest pool that the request fits in, with what libmicrohttpd makes of it: the
- * header as it came, its cookies once more, a record for each of its fields, and the
- * answer's header. Measured on
- * 0.9.75: a pool of 2048 takes requests up to 1841 by this account, one of 8192 up to 7985;
- * Chromium's come to about 1600. */
-static enum daemon_kind daemon_for(const struct shard *shard,
-                                   const struct lobby_arrival *arrival)
+ * header as it came, its cookies once more, a record for each of its fields (the request line
+ * and the blank one are none), and the answer's header. On 0.9.75 no request was found that
+ * needs more than by this account. Chrome's come to about 1870. */
+static size_t daemon_for(const struct shard *shard, const struct lobby_arrival *arrival)
 {
     const size_t need = arrival->header_len + arrival->cookie_len +
-                        64 * arrival->field_count + 224 +
+                        64 * (arrival->field_count - 2) + 224 +
                         shard->all->settings.answer_extra_bytes;
 
     if (!arrival->wants_stream)
         return WORK;
-    if (need <= POOL_SMALL)
-        return STREAMS_SMALL;
-    return need <= POOL_MEDIUM ? STREAMS_MEDIUM : STREAMS_LARGE;
+    for (size_t kind = 0; kind < ARRAY_SIZE(stream_pools); kind++) {
+        if (need <= stream_pools[kind])
+            return kind;
+    }
+    return STREAMS_LARGE;
 }
 
 static void arrived(void *argument, const struct lobby_arrival *arrival)
@@ -258,7 +260,7 @@ static void daemon_ready(struct poller_source *source, uint32_t events)
     CONTAINER_OF(source, struct daemon, source)->pending = true;
 }
 
-static int daemon_start(struct shard *shard, enum daemon_kind kind, size_t pool_bytes)
+static int daemon_start(struct shard *shard, size_t kind, size_t pool_bytes)
 {
     const struct shard_settings *settings = &shard->all->settings;
     struct daemon *daemon = &shard->daemons[kind];
@@ -292,15 +294,10 @@ static int daemons_start(struct shard *shard)
 {
     /* By the account of daemon_for(), and with what the lobby lets through. */
     const size_t large = MAX(POOL_LARGE, 5 * shard->all->settings.header_max);
-    const size_t pools[DAEMON_COUNT] = {
-        [STREAMS_SMALL] = POOL_SMALL,
-        [STREAMS_MEDIUM] = POOL_MEDIUM,
-        [STREAMS_LARGE] = large,
-        [WORK] = large,
-    };
 
-    for (enum daemon_kind kind = 0; kind < DAEMON_COUNT; kind++) {
-        const int result = daemon_start(shard, kind, pools[kind]);
+    for (size_t kind = 0; kind < DAEMON_COUNT; kind++) {
+        const bool fixed = kind < ARRAY_SIZE(stream_pools);
+        const int result = daemon_start(shard, kind, fixed ? stream_pools[kind] : large);
 
         if (result < 0)
             return result;
@@ -320,7 +317,7 @@ static bool run_daemons(struct shard *shard)
 {
     bool more = false;
 
-    for (enum daemon_kind kind = 0; kind < DAEMON_COUNT; kind++) {
+    for (size_t kind = 0; kind < DAEMON_COUNT; kind++) {
         struct daemon *daemon = &shard->daemons[kind];
 
         for (int i = 0; i < RUNS_MAX && daemon->pending; i++) {
@@ -395,7 +392,7 @@ static void wake_everybody(struct shard *shard)
     fanout_close(shard->fanout);
     for (int i = 0; i < RUNS_MAX; i++) {
         (void)mailbox_deliver(&shard->mailbox);
-        for (enum daemon_kind kind = 0; kind < DAEMON_COUNT; kind++)
+        for (size_t kind = 0; kind < DAEMON_COUNT; kind++)
             shard->daemons[kind].pending = true;
         (void)run_daemons(shard);
     }
@@ -414,7 +411,7 @@ static void shard_run(void *argument)
     porch_close(shard->porch);
     lobby_clear(shard->lobby);
     wake_everybody(shard);
-    for (enum daemon_kind kind = 0; kind < DAEMON_COUNT; kind++) {
+    for (size_t kind = 0; kind < DAEMON_COUNT; kind++) {
         poller_remove(shard->poller, &shard->daemons[kind].source);
         MHD_stop_daemon(shard->daemons[kind].mhd);
         shard->daemons[kind].mhd = NULL;
@@ -530,7 +527,7 @@ static void shard_done(struct shard *shard)
 {
     if (shard->all == NULL)
         return;
-    for (enum daemon_kind kind = 0; kind < DAEMON_COUNT; kind++) {
+    for (size_t kind = 0; kind < DAEMON_COUNT; kind++) {
         if (shard->daemons[kind].mhd != NULL)
             MHD_stop_daemon(shard->daemons[kind].mhd);
     }

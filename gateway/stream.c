@@ -11,15 +11,16 @@
 #include "clock.h"
 #include "stream.h"
 
-/* libmicrohttpd allocates so much with each response: a greeting or a goodbye. */
-#define READ_BLOCK_BYTES 96
+/* libmicrohttpd allocates so much with each response: a greeting or a goodbye. It writes chunks
+ * in the connection's own memory, and needs none of that for them. */
+#define READ_BLOCK_BYTES  96
+#define CHUNK_BLOCK_BYTES 1
 
 /* Frames in one sendmsg(2). */
 #define SEND_FRAMES 256
 
-/* What libmicrohttpd allocates for a stream's response, its block and its headers: counted on
- * 0.9.75. */
-#define RESPONSE_BYTES ((size_t)640)
+/* What libmicrohttpd allocates for a stream's response, without its block: counted on 0.9.75. */
+#define RESPONSE_BYTES ((size_t)208)
 
 #define SOCKET_EVENTS (EPOLLOUT | EPOLLRDHUP | EPOLLET)
 
@@ -55,8 +56,7 @@ static size_t memory_of(const struct stream *stream)
 {
     size_t bytes = sizeof(*stream) + RESPONSE_BYTES +
                    stream->member_count * sizeof(*stream->members) +
-                   stream->type_count * sizeof(*stream->types) + stream->greeting_len +
-                   stream->rest_len;
+                   stream->type_count * sizeof(*stream->types) + stream->rest_len;
 
     for (size_t i = 0; i < stream->type_count; i++)
         bytes += stream->types[i].len + 1;
@@ -91,18 +91,6 @@ static int take_last_id(struct stream *stream, struct stream_text last_id)
     return stream->requested != NULL ? 0 : -ENOMEM;
 }
 
-/* The first bytes. The retry: line is not a block of its own: it belongs to the first frame,
- * because some clients take a block with nothing else in it for a message. */
-static int make_greeting(struct stream *stream)
-{
-    struct buf text = BUF_EMPTY;
-
-    (void)buf_add_format(&text, HEARTBEAT "retry: %" PRIu64 "\n", retry_msec(stream));
-    stream->greeting_len = text.len;
-    stream->greeting = buf_steal(&text);
-    return stream->greeting != NULL ? 0 : -ENOMEM;
-}
-
 static int copy_types(struct stream *stream, const struct stream_wishes *wishes)
 {
     if (wishes->type_count == 0)
@@ -131,7 +119,8 @@ struct stream *stream_new(const struct stream_wishes *wishes,
                           const struct stream_timing *timing, struct stats *stats,
                           struct stream_owner *owner)
 {
-    struct stream *stream = calloc(1, sizeof(*stream));
+    struct stream *stream =
+        calloc(1, sizeof(*stream) + wishes->channel_count * sizeof(*stream->members));
 
     if (stream == NULL)
         return NULL;
@@ -153,13 +142,11 @@ struct stream *stream_new(const struct stream_wishes *wishes,
                             ? CLOCK_NEVER
                             : clock_usec() + clock_jitter(timing->max_age_usec);
     stream->member_count = wishes->channel_count;
-    stream->members = calloc(wishes->channel_count, sizeof(*stream->members));
 
-    for (size_t i = 0; stream->members != NULL && i < stream->member_count; i++)
+    for (size_t i = 0; i < stream->member_count; i++)
         stream->members[i].owner = stream;
-    if (stream->members == NULL || copy_types(stream, wishes) < 0 ||
-        (wishes->place == STREAM_AT_ID && take_last_id(stream, wishes->last_id) < 0) ||
-        make_greeting(stream) < 0) {
+    if (copy_types(stream, wishes) < 0 ||
+        (wishes->place == STREAM_AT_ID && take_last_id(stream, wishes->last_id) < 0)) {
         stream_free(stream);
         return NULL;
     }
@@ -174,8 +161,6 @@ void stream_free(struct stream *stream)
     for (size_t i = 0; i < stream->type_count; i++)
         free(stream->types[i].name);
     free(stream->types);
-    free(stream->members);
-    free(stream->greeting);
     free(stream->requested);
     free(stream->rest);
     count_memory(stream, 0);
@@ -345,6 +330,16 @@ static ssize_t say_goodbye(struct stream *stream, char *out, size_t max)
     return len;
 }
 
+/* The first bytes. The retry: line is not a block of its own: it belongs to the first frame,
+ * because some clients take a block with nothing else in it for a message. */
+static ssize_t greet(const struct stream *stream, char *out, size_t max)
+{
+    const int len =
+        snprintf(out, max, HEARTBEAT "retry: %" PRIu64 "\n", retry_msec(stream));
+
+    return (size_t)len < max ? len : MHD_CONTENT_READER_END_WITH_ERROR;
+}
+
 /* `sent` counts the bytes libmicrohttpd has sent itself, which is the greeting alone. */
 static ssize_t read_content(void *argument, uint64_t sent, char *out, size_t max)
 {
@@ -355,17 +350,10 @@ static ssize_t read_content(void *argument, uint64_t sent, char *out, size_t max
     if (stream->phase != STREAM_GREETING)
         return 0; /* called once more while falling asleep */
 
-    if (sent < stream->greeting_len) {
-        const size_t len = MIN(stream->greeting_len - (size_t)sent, max);
+    if (sent == 0)
+        return greet(stream, out, max);
 
-        memcpy(out, stream->greeting + sent, len);
-        return (ssize_t)len;
-    }
-
-    free(stream->greeting);
-    stream->greeting = NULL;
-    stream->greeting_len = 0;
-    count_memory(stream, memory_of(stream));
+    connection_forget_headers(stream->response);
     connection_sleep(stream->connection);
     set_phase(stream, STREAM_BEHIND);
     set_timer(stream);
@@ -388,8 +376,10 @@ static void response_over(void *argument)
 
 struct MHD_Response *stream_response(struct stream *stream)
 {
-    return MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, READ_BLOCK_BYTES,
-                                             read_content, stream, response_over);
+    stream->response = MHD_create_response_from_callback(
+        MHD_SIZE_UNKNOWN, stream->chunked ? CHUNK_BLOCK_BYTES : READ_BLOCK_BYTES,
+        read_content, stream, response_over);
+    return stream->response;
 }
 
 void stream_finish(struct stream *stream, enum stream_end end)

@@ -129,14 +129,12 @@ struct stream {
     int unsent_bytes;        /* BEHIND: that its peer had not taken at the last look */
     uint64_t ends_usec;      /* maximum age, or the goodbye of a drain */
 
-    char *greeting; /* heap; until it is out */
-    size_t greeting_len;
+    struct MHD_Response *response; /* [const] borrowed: it has the stream */
     bool goodbye_out;
 
-    struct channels_member *members; /* [const] member_count of them */
-    size_t member_count;             /* [const] */
-    struct stream_type *types;       /* [const] type_count of them */
-    size_t type_count;               /* [const] */
+    size_t member_count;       /* [const] */
+    struct stream_type *types; /* [const] type_count of them */
+    size_t type_count;         /* [const] */
 
     /* The owner's own. */
     struct inquiry *inquiry;
@@ -148,6 +146,8 @@ struct stream {
     uint64_t mark;
     struct stream *next;
     struct stream **link;
+
+    struct channels_member members[]; /* member_count of them */
 };
 
 /* The members have joined nothing yet; the texts are copied. NULL: no memory. */

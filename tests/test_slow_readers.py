@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from bench import memory
 from harness.raw_http import build_request
 from harness.waiting import SLOWNESS, scaled, wait_until
 
@@ -297,7 +298,7 @@ def test_memory_of_connections_is_counted_and_given_back(gateway):
         for _ in range(20):
             streams.enter_context(gateway.subscribe("c"))
         small = (memory() - idle) / 20
-        assert 2048 < small < 8192, small
+        assert 1024 < small < 4096, small
         before = memory()
         streams.enter_context(gateway.subscribe(*names, types=["t" * 255]))
         assert memory() - before > 8192 + 60 * 255 + 255, "its header, and what it is kept as"
@@ -308,3 +309,26 @@ def test_memory_of_connections_is_counted_and_given_back(gateway):
             ("Content-Type", "application/json"), ("Content-Length", str(2 * MIB))]) + body)
         gateway.wait_metric("pgsse_connection_memory_bytes", lambda now: now - before > MIB)
     gateway.wait_metric("pgsse_connection_memory_bytes", idle)
+
+
+def test_an_idle_browser_costs_no_more_than_it_must(pg, gateway_factory):
+    """The account says so, and the process's own memory says the same."""
+    gateway = gateway_factory(pg, {"server.shards": "1"})
+    figures = memory.measure_gateway(gateway, count=1000)
+    assert 600 < figures["request_bytes"] < 640
+    assert 3000 < figures["accounted_bytes_per_subscriber"] < 3500, figures
+    # Sanitizers put fences around every allocation.
+    if SLOWNESS == 1:
+        assert figures["pss_bytes_per_subscriber"] < 3700, figures
+
+
+def test_cookies_cost_as_much_as_they_are_long(gateway):
+    """Browsers send those of every program on the same host."""
+    costs = []
+    for length in (0, 100, 1500):
+        with memory.Holder(gateway.address) as holder:
+            cookie = f"Cookie: session={'x' * length}\r\n\r\n" if length else "\r\n"
+            header = memory.chrome_header("/events?channel=c")[:-2] + cookie.encode()
+            costs.append(memory.accounted_bytes(gateway, holder, [header] * 50))
+        gateway.wait_metric("pgsse_streams", 0)
+    assert costs[0] < 3500 and costs[1] < 3500 + 2048 and costs[2] < 3500 + 6144, costs

@@ -283,21 +283,6 @@ static void types_are_whole_words(void **state)
     house_close(&house);
 }
 
-static void the_greeting_is_a_heartbeat_and_a_retry(void **state)
-{
-    struct house house;
-
-    (void)state;
-    house_open(&house, true, 0);
-    assert_memory_equal(house.stream->greeting, ":\nretry: ", 9);
-    char *end;
-    const unsigned long msec = strtoul(house.stream->greeting + 9, &end, 10);
-    assert_true(msec >= 1500 && msec < 2500);
-    assert_string_equal(end, "\n");
-    assert_int_equal(house.stream->greeting_len, strlen(house.stream->greeting));
-    house_close(&house);
-}
-
 static void an_id_is_a_place_and_what_is_none_is_a_gap(void **state)
 {
     static const struct {
@@ -511,7 +496,6 @@ int main(void)
         cmocka_unit_test(nothing_taken_is_not_a_loss),
         cmocka_unit_test(a_gap_is_told_before_anything_else),
         cmocka_unit_test(types_are_whole_words),
-        cmocka_unit_test(the_greeting_is_a_heartbeat_and_a_retry),
         cmocka_unit_test(an_id_is_a_place_and_what_is_none_is_a_gap),
         cmocka_unit_test(what_was_asked_for_is_quoted),
         cmocka_unit_test(a_checkpoint_tells_the_place),
