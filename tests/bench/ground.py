@@ -41,24 +41,25 @@ def database(cluster_class=DurableCluster):
 
 
 @contextlib.contextmanager
-def gateway(made, settings=None, **options):
-    """One shard, and room for all the subscribers that a file limit of 20000 allows."""
+def started(made, settings=None, **options):
+    """A gateway, as soon as there is a process. One shard, and room for all the subscribers
+    that a file limit of 20000 allows."""
     directory = Path(tempfile.mkdtemp(prefix="pgsse-bench-"))
     values = {"http.listen": "127.0.0.1:0", "server.shards": "1", "server.drain": "2s",
               "limits.connections": str(SUBSCRIBERS_MAX), "database.dsn": made.dsn}
-    started = None
+    gateway = None
     try:
-        started = Gateway(directory, {**values, **(settings or {})}, **options)
-        yield started.wait_ready(timeout=60)
-        started.stop()
+        gateway = Gateway(directory, {**values, **(settings or {})}, **options)
+        yield gateway
+        gateway.stop()
     finally:
-        if started is not None and started.process.poll() is None:
-            started.process.kill()
-            started.process.wait()
+        if gateway is not None and gateway.process.poll() is None:
+            gateway.process.kill()
+            gateway.process.wait()
         shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def ground(settings=None):
-    with database() as made, gateway(made, settings) as started:
-        yield made, started
+    with database() as made, started(made, settings) as gateway:
+        yield made, gateway.wait_ready(timeout=60)
