@@ -204,6 +204,11 @@ $(BUILD)/fuzz_%: tests/fuzz/fuzz_%.c $(ROOMS) $(BUILD)/flags
 	$(Q)$(COMPILE) $(PKG_CFLAGS) -Igateway -fsanitize=fuzzer \
 	    -o $@ $< $(ROOMS) $(LDFLAGS) $(PKG_LIBS)
 
+$(BUILD)/bench/%: tests/bench/%.c $(ROOMS) $(BUILD)/flags
+	$(say) BENCH $@
+	@mkdir -p $(@D)
+	$(Q)$(COMPILE) $(PKG_CFLAGS) -Igateway -o $@ $< $(ROOMS) $(LDFLAGS) $(PKG_LIBS)
+
 fuzzers: $(FUZZERS)
 	@tests/fuzz/run $(FUZZ_SECONDS) $(FUZZERS)
 
