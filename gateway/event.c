@@ -4,8 +4,6 @@
 #include "event.h"
 
 #include <errno.h>
-#include <inttypes.h>
-#include <stdio.h>
 #include <string.h>
 
 /* How many bytes the UTF-8 character at text[0..len) takes; 0 if it is none. The second
@@ -136,7 +134,16 @@ int event_check_type(const char *text, size_t len, struct err *err)
 
 size_t event_id_format(uint64_t seq, char text[EVENT_ID_MAX_BYTES + 1])
 {
-    return (size_t)snprintf(text, EVENT_ID_MAX_BYTES + 1, "%" PRIu64, seq);
+    char digits[EVENT_ID_MAX_BYTES];
+    size_t len = 0;
+
+    do {
+        digits[sizeof(digits) - ++len] = (char)('0' + seq % 10);
+        seq /= 10;
+    } while (seq > 0);
+    memcpy(text, digits + sizeof(digits) - len, len);
+    text[len] = '\0';
+    return len;
 }
 
 int event_id_parse(const char *text, size_t len, uint64_t *ret_seq)

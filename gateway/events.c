@@ -310,6 +310,12 @@ static enum MHD_Result refuse_unread(struct exchange *exchange, unsigned status,
     return exchange_problem(exchange, status, "%s", detail);
 }
 
+static enum MHD_Result refuse_large(struct exchange *exchange)
+{
+    return exchange_problem(exchange, 413, "the body is larger than %zu bytes",
+                            exchange->body_max);
+}
+
 /* The parameters of a POST: each once, and no others. */
 struct post_query {
     unsigned channels;
@@ -370,13 +376,10 @@ bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
     const char *coding = exchange_header(exchange, MHD_HTTP_HEADER_TRANSFER_ENCODING);
     struct problem problem;
     struct err err;
-    char detail[80];
 
     /* A POST has a body. If libmicrohttpd sees none, its bytes must not become a request. */
     if (length == NULL && coding == NULL)
         exchange->close = true;
-    (void)snprintf(detail, sizeof(detail), "the body is larger than %zu bytes",
-                   exchange->body_max);
     if (exchange->connection->surplus) {
         stats_add(exchange->common->stats, STATS_CONNECTIONS_REFUSED, 1);
         *ret_result = refuse_unread(exchange, 429, "too many connections");
@@ -388,9 +391,10 @@ bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
         *ret_result = refuse_unread(exchange, 400, err.text);
     else if (form_check(&form, &problem) < 0)
         *ret_result = refuse_unread(exchange, problem.status, problem.detail.text);
-    else if (length != NULL && strtoull(length, NULL, 10) > exchange->body_max)
-        *ret_result = refuse_unread(exchange, 413, detail);
-    else
+    else if (length != NULL && strtoull(length, NULL, 10) > exchange->body_max) {
+        exchange->close = true; /* as above */
+        *ret_result = refuse_large(exchange);
+    } else
         return true;
     return false;
 }
@@ -466,12 +470,12 @@ static unsigned status_of(const struct request *request)
 static enum MHD_Result answer_created(struct exchange *exchange,
                                       const struct request *request)
 {
-    char id[EVENT_ID_MAX_BYTES + 1];
-    char location[EVENT_ID_MAX_BYTES + 16];
+    static const char place[] = "/events/";
+    char location[sizeof(place) + EVENT_ID_MAX_BYTES];
 
     if (!request->many) {
-        (void)event_id_format(request->events[0].seq, id);
-        (void)snprintf(location, sizeof(location), "/events/%s", id);
+        memcpy(location, place, sizeof(place));
+        (void)event_id_format(request->events[0].seq, location + sizeof(place) - 1);
         exchange_say(exchange, MHD_HTTP_HEADER_LOCATION, location);
     }
     return exchange_text(exchange, status_of(request), "application/json",
@@ -497,8 +501,7 @@ enum MHD_Result events_publish(struct exchange *exchange)
     const struct publication *publication = exchange->state;
 
     if (exchange->body_status == 413)
-        return exchange_problem(exchange, 413, "the body is larger than %zu bytes",
-                                exchange->body_max);
+        return refuse_large(exchange);
     if (exchange->body_status != 0)
         return exchange_problem(exchange, exchange->body_status,
                                 "too many bodies are being received; try again");

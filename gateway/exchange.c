@@ -209,8 +209,11 @@ enum MHD_Result exchange_queue(struct exchange *exchange, unsigned status,
 
 void exchange_say(struct exchange *exchange, const char *header, const char *value)
 {
+    const size_t len = MIN(strlen(value), sizeof(exchange->header_value) - 1);
+
     exchange->header = header;
-    (void)snprintf(exchange->header_value, sizeof(exchange->header_value), "%s", value);
+    memcpy(exchange->header_value, value, len);
+    exchange->header_value[len] = '\0';
 }
 
 /* When waiting helps: in how many seconds, spread so that not all come back at once. */

@@ -140,42 +140,59 @@ static int decode_string(struct request *request, struct walk *walk, const char 
     return keep_text(request, text);
 }
 
-/* One member: "key": value. The key is one of three. */
-static int parse_member(struct request *request, struct walk *walk, struct event *event)
+/* The member's name. Most mean what stands between their quotes, and need no copy. */
+static int parse_key(struct request *request, struct walk *walk, const char **ret_key,
+                     size_t *ret_len)
 {
-    size_t begin, end, value_begin, value_end, key_len;
-    const char *key;
-    int result = walk_value(walk, &begin, &end);
+    size_t begin, end;
+    const int result = walk_value(walk, &begin, &end);
 
-    if (result < 0)
-        return result;
-    result = decode_string(request, walk, "member", begin, end, &key, &key_len);
     if (result < 0)
         return result;
     walk->at = json_skip_space(walk->text, walk->len, walk->at + 1); /* the colon */
-    result = walk_value(walk, &value_begin, &value_end);
+    if (memchr(walk->text + begin, '\\', end - begin) != NULL)
+        return decode_string(request, walk, "member", begin, end, ret_key, ret_len);
+    *ret_key = walk->text + begin + 1;
+    *ret_len = end - begin - 2;
+    return 0;
+}
+
+static bool is_word(const char *text, size_t len, const char *word)
+{
+    return len == strlen(word) && memcmp(text, word, len) == 0;
+}
+
+/* One member: "key": value. The key is one of three. */
+static int parse_member(struct request *request, struct walk *walk, struct event *event)
+{
+    size_t value_begin, value_end, key_len;
+    const char *key;
+    int result = parse_key(request, walk, &key, &key_len);
+
+    if (result == 0)
+        result = walk_value(walk, &value_begin, &value_end);
     if (result < 0)
         return result;
 
-    const bool is_channel = strcmp(key, "channel") == 0;
-    const bool is_type = strcmp(key, "type") == 0;
-    const bool is_data = strcmp(key, "data") == 0;
+    const bool is_channel = is_word(key, key_len, "channel");
+    const bool is_type = is_word(key, key_len, "type");
+    const bool is_data = is_word(key, key_len, "data");
     if (!is_channel && !is_type && !is_data)
         return problem_set(
             walk->problem, 400,
             "%sunknown member \"%.*s\"; an event has \"channel\", \"type\" "
             "and \"data\"",
-            walk->where, (int)event_text_cut(key, QUOTED_MAX), key);
+            walk->where, (int)event_text_cut(key, MIN(key_len, QUOTED_MAX)), key);
     if ((is_channel && event->channel != NULL) || (is_type && event->type != NULL) ||
         (is_data && event->data != NULL))
-        return problem_set(walk->problem, 400, "%s\"%s\" is there twice", walk->where,
-                           key);
+        return problem_set(walk->problem, 400, "%s\"%.*s\" is there twice", walk->where,
+                           (int)key_len, key);
 
     if (is_channel)
-        return decode_string(request, walk, key, value_begin, value_end, &event->channel,
-                             &event->channel_len);
+        return decode_string(request, walk, "channel", value_begin, value_end,
+                             &event->channel, &event->channel_len);
     if (is_type)
-        return decode_string(request, walk, key, value_begin, value_end, &event->type,
+        return decode_string(request, walk, "type", value_begin, value_end, &event->type,
                              &event->type_len);
     event->data = walk->text + value_begin;
     event->data_len = value_end - value_begin;
@@ -504,53 +521,67 @@ int request_parse(struct request *request, const struct form *form, const char *
 
 /* -- what is answered -- */
 
-static json_t *event_summary(const struct event *event)
+/* A name as a JSON string. Nothing else in it has to be escaped: names have no control
+ * characters. */
+static void add_name(struct buf *text, const char *name, size_t len)
 {
-    char id[EVENT_ID_MAX_BYTES + 1];
+    (void)buf_add(text, "\"", 1);
+    for (size_t at = 0; at < len;) {
+        size_t plain = at;
 
-    (void)event_id_format(event->seq, id);
-    return json_pack("{s:s, s:s%, s:s%}", "id", id, "channel", event->channel,
-                     event->channel_len, "type", event->type, event->type_len);
+        while (plain < len && name[plain] != '"' && name[plain] != '\\')
+            plain++;
+        (void)buf_add(text, name + at, plain - at);
+        if (plain < len)
+            (void)buf_add(text, (const char[]){'\\', name[plain]}, 2);
+        at = plain + 1;
+    }
+    (void)buf_add(text, "\"", 1);
 }
 
-static json_t *event_list(const struct request *request)
+/* {"id":"17","channel":"orders","type":"created", and the brace that ends it is the caller's.
+ * Written by hand, since every POST is answered with one. */
+static void begin_summary(struct buf *text, const struct event *event)
 {
-    json_t *list = json_array();
+    char id[EVENT_ID_MAX_BYTES + 1];
+    const size_t id_len = event_id_format(event->seq, id);
 
-    for (size_t i = 0; i < request->count; i++) {
-        if (json_array_append_new(list, event_summary(&request->events[i])) < 0) {
-            json_decref(list);
-            return NULL;
-        }
-    }
-    return json_pack("{s:o}", "events", list);
+    (void)buf_add_text(text, "{\"id\":\"");
+    (void)buf_add(text, id, id_len);
+    (void)buf_add_text(text, "\",\"channel\":");
+    add_name(text, event->channel, event->channel_len);
+    (void)buf_add_text(text, ",\"type\":");
+    add_name(text, event->type, event->type_len);
 }
 
 char *request_answer(const struct request *request)
 {
-    json_t *answer = request->many ? event_list(request) : event_summary(request->events);
-    char *text = json_dumps(answer, JSON_COMPACT);
+    struct buf text = BUF_EMPTY;
 
-    json_decref(answer);
-    return text;
+    (void)buf_reserve(&text, request->count * 64);
+    if (request->many)
+        (void)buf_add_text(&text, "{\"events\":[");
+    for (size_t i = 0; i < request->count; i++) {
+        if (i > 0)
+            (void)buf_add_text(&text, ",");
+        begin_summary(&text, &request->events[i]);
+        (void)buf_add_text(&text, "}");
+    }
+    if (request->many)
+        (void)buf_add_text(&text, "]}");
+    return buf_steal(&text);
 }
 
 char *request_event_json(const struct event *event, const char *created_at)
 {
     struct buf text = BUF_EMPTY;
-    json_t *summary = event_summary(event);
-    char *names = json_dumps(summary, JSON_COMPACT);
 
-    json_decref(summary);
-    if (names == NULL)
-        return NULL;
-    /* The data goes in as the text it is; whatever the library makes of it is not it. */
-    (void)buf_add(&text, names, strlen(names) - 1);
+    begin_summary(&text, event);
     if (created_at != NULL)
         (void)buf_add_format(&text, ",\"created_at\":\"%s\"", created_at);
+    /* The data goes in as the text it is; whatever a library makes of it is not it. */
     (void)buf_add_text(&text, ",\"data\":");
     (void)buf_add(&text, event->data, event->data_len);
     (void)buf_add_text(&text, "}");
-    free(names);
     return buf_steal(&text);
 }

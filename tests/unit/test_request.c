@@ -473,6 +473,14 @@ static void the_answer_names_each_event(void **state)
                               "\"type\":\"t\"}]}");
     free(text);
 
+    events[0].channel = "\\a\\";
+    events[0].channel_len = 3;
+    request.many = false;
+    text = request_answer(&request);
+    assert_string_equal(text, "{\"id\":\"7\",\"channel\":\"\\\\a\\\\\",\"type\":\"t\"}");
+    free(text);
+
+    request.many = true;
     request.count = 2;
     text = request_answer(&request);
     assert_non_null(strstr(text, "},{\"id\":\"9223372036854775807\",\"channel\":\"b\""));
