@@ -22,17 +22,16 @@
 /* A shard shows that it is alive at least so often. */
 #define SLEEP_MAX_MSEC 1000
 
-/* Memory that libmicrohttpd has for each connection of a daemon: it is kept for as long as a
- * stream lasts, whatever of it was needed. Programs fit into the first, browsers into the
- * second, browsers with cookies into the third. */
-static const size_t stream_pools[] = {1 * KIB, 2 * KIB, 4 * KIB, 8 * KIB};
-#define POOL_LARGE (32 * KIB) /* at least */
+/* The largest memory that libmicrohttpd has for a connection is this at the least, which is
+ * its own default. */
+#define POOL_LARGE (32 * KIB)
 
 /* And what it allocates besides: counted on 0.9.75. */
 #define MHD_CONNECTION_BYTES ((size_t)560)
 
-/* Those of stream_pools, and: */
-enum daemon_kind { STREAMS_LARGE = ARRAY_SIZE(stream_pools), WORK, DAEMON_COUNT };
+/* libmicrohttpd has the same memory, a pool, for each connection of a daemon. So there are
+ * several daemons for streams, and several for all other requests, the smallest pool first. */
+enum daemon_kind { STREAMS = 0, WORK = 5, DAEMON_COUNT = 7 };
 
 struct daemon {
     struct poller_source source;
@@ -165,25 +164,23 @@ static void somebody_came(void *argument, int fd, const struct sockaddr_storage 
  * header as it came, its cookies once more, a record for each of its fields (the request line
  * and the blank one are none), and the answer's header. On 0.9.75 no request was found that
  * needs more than by this account. Chrome's come to about 1870. */
-static size_t daemon_for(const struct shard *shard, const struct lobby_arrival *arrival)
+static size_t pick_daemon(const struct shard *shard, const struct lobby_arrival *arrival)
 {
     const size_t need = arrival->header_len + arrival->cookie_len +
                         64 * (arrival->field_count - 2) + 224 +
                         shard->all->settings.answer_extra_bytes;
+    const size_t last = arrival->wants_stream ? WORK - 1 : DAEMON_COUNT - 1;
+    size_t kind = arrival->wants_stream ? STREAMS : WORK;
 
-    if (!arrival->wants_stream)
-        return WORK;
-    for (size_t kind = 0; kind < ARRAY_SIZE(stream_pools); kind++) {
-        if (need <= stream_pools[kind])
-            return kind;
-    }
-    return STREAMS_LARGE;
+    while (kind < last && shard->daemons[kind].pool_bytes < need)
+        kind++;
+    return kind;
 }
 
 static void arrived(void *argument, const struct lobby_arrival *arrival)
 {
     struct shard *shard = argument;
-    struct daemon *daemon = &shard->daemons[daemon_for(shard, arrival)];
+    struct daemon *daemon = &shard->daemons[pick_daemon(shard, arrival)];
 
     if (shards_connections(shard->all) >=
         shard->all->settings.connections_max + SHARD_SURPLUS_MAX) {
@@ -292,12 +289,22 @@ static int daemon_start(struct shard *shard, size_t kind, size_t pool_bytes)
 
 static int daemons_start(struct shard *shard)
 {
-    /* By the account of daemon_for(), and with what the lobby lets through. */
-    const size_t large = MAX(POOL_LARGE, 5 * shard->all->settings.header_max);
+    const size_t header_max = shard->all->settings.header_max;
+    /* By the account of pick_daemon(), and with what the lobby lets through. */
+    const size_t large = MAX(POOL_LARGE, 5 * header_max);
+    /* A kept connection has the pool that its first request needed, and others may need
+     * more: so there is room for the largest header, if not for as many fields and cookies
+     * as may be in it (those libmicrohttpd answers 431). No more than that, because it wipes
+     * the whole pool after each request: 80 KiB would cost a POST as much as all the rest of
+     * libmicrohttpd. */
+    const size_t work = MAX(POOL_LARGE, 2 * header_max);
+    /* A stream keeps its pool for as long as it lasts: programs fit into the first, browsers
+     * into the second, browsers with cookies into the third. */
+    const size_t pools[DAEMON_COUNT] = {1 * KIB, 2 * KIB, 4 * KIB, 8 * KIB,
+                                        large,   work,    large};
 
     for (size_t kind = 0; kind < DAEMON_COUNT; kind++) {
-        const bool fixed = kind < ARRAY_SIZE(stream_pools);
-        const int result = daemon_start(shard, kind, fixed ? stream_pools[kind] : large);
+        const int result = daemon_start(shard, kind, pools[kind]);
 
         if (result < 0)
             return result;

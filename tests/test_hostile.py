@@ -270,6 +270,15 @@ def test_a_header_as_large_as_allowed_is_served(gateway):
         assert stream.next_event().data == "1"
 
 
+def test_posts_take_headers_of_every_size(gateway):
+    """Each on a connection of its own, which has room for what its first request brings."""
+    shapes = [[("Cookie", "c" * size)] for size in range(0, 15500, 1550)]
+    shapes += [[(f"X-{number}", "x" * 20)] * number for number in range(0, 450, 50)]
+    for fields in shapes:
+        answer = gateway.post("1", channel="c", headers=fields)
+        assert answer.status == 201, (len(fields), sum(len(value) for _, value in fields))
+
+
 def test_streams_take_headers_of_every_size(gateway):
     """Up to nearly the limit (16 KiB), in one field or in many; nothing between is special."""
     shapes = [[("Cookie", "c" * size)] for size in range(0, 15500, 131)]
