@@ -63,6 +63,13 @@ UNITS := $(patsubst tests/unit/%.c,$(BUILD)/unit/%,$(wildcard tests/unit/test_*.
 FUZZERS := $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
 C_FILES = $(wildcard gateway/*.[ch] tests/*/*.[ch])
 
+# A file of tests/bench with a header is a part that the programs beside it share.
+BENCH_PARTS := $(patsubst tests/bench/%.h,$(BUILD)/bench/%.o,$(wildcard tests/bench/*.h))
+BENCH_LIBRARIES := $(patsubst tests/bench/%.c,$(BUILD)/bench/%.so, \
+    $(wildcard tests/bench/slow_fsync.c))
+BENCHES := $(filter-out $(BENCH_PARTS:.o=) $(BENCH_LIBRARIES:.so=), \
+    $(patsubst tests/bench/%.c,$(BUILD)/bench/%,$(wildcard tests/bench/*.c)))
+
 PYTHON := /usr/bin/python3
 PYTEST_FLAGS ?= -n auto
 
@@ -92,7 +99,7 @@ BUILD_ALL = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(sh
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .PHONY: all run run-clean clean help deps unit test asan tsan check-clients check-faults \
-        fuzz format lint install uninstall units unit-objects fuzzers FORCE
+        bench fuzz format lint install uninstall units unit-objects fuzzers benches FORCE
 
 all: $(PROGRAM) ## build build/pg-sse-gateway
 
@@ -153,6 +160,13 @@ check-faults: ## is anything lost? FAULT_EVENTS (a million) events under every f
 	@+$(BUILD_ALL) all
 	@cd tests && env $(PYTEST_ENV) $(PYTHON) -B -m faults --result $(abspath $(BUILD))/faults.json
 
+# BENCH_ROWS='name name' chooses, BENCH_ROWS=list says what there is; BENCH_ROUNDS and
+# BENCH_SECONDS make it shorter or longer.
+bench: ## how fast? beside a bare server, nginx with Nchan, and Node.js, with a table at the end
+	@gateway/scripts/install-packages build run bench
+	@+$(BUILD_ALL) all benches
+	@cd tests && env $(PYTEST_ENV) $(PYTHON) -B -m bench --result $(abspath $(BUILD))/bench.json
+
 fuzz: ## run every fuzz target for FUZZ_SECONDS (20)
 	@gateway/scripts/install-packages build lint
 	@+$(BUILD_ALL) CC=clang BUILD=build/fuzz \
@@ -171,7 +185,7 @@ quoted = '$(subst ','\'',$(1))'
 
 # Rewritten when the compiler or a flag is another than last time: all is built anew then.
 $(BUILD)/flags: FORCE
-	@mkdir -p $(BUILD)/unit
+	@mkdir -p $(BUILD)/unit $(BUILD)/bench
 	@echo $(call quoted,$(COMPILE) $(LINK)) | cmp -s - $@ || \
 	    echo $(call quoted,$(COMPILE) $(LINK)) > $@
 
@@ -212,9 +226,23 @@ $(BUILD)/bench/%: tests/bench/%.c $(ROOMS) $(BUILD)/flags
 fuzzers: $(FUZZERS)
 	@tests/fuzz/run $(FUZZ_SECONDS) $(FUZZERS)
 
-.SECONDARY: $(UNITS:=.o) $(BUILD)/unit/failing_malloc.o
+benches: $(BENCHES) $(BENCH_LIBRARIES)
 
--include $(wildcard $(BUILD)/*.d $(BUILD)/unit/*.d)
+$(BUILD)/bench/%.o: tests/bench/%.c $(BUILD)/flags
+	$(say) CC $<
+	$(Q)$(COMPILE) $(PKG_CFLAGS) -Igateway -c -o $@ $<
+
+$(BUILD)/bench/%: $(BUILD)/bench/%.o $(BENCH_PARTS) $(ROOMS)
+	$(say) LINK $@
+	$(Q)$(LINK) -o $@ $^ $(PKG_LIBS)
+
+$(BUILD)/bench/%.so: tests/bench/%.c $(BUILD)/flags
+	$(say) LINK $@
+	$(Q)$(COMPILE) -fPIC -shared -o $@ $< -ldl
+
+.SECONDARY: $(UNITS:=.o) $(BUILD)/unit/failing_malloc.o $(BENCHES:=.o) $(BENCH_PARTS)
+
+-include $(wildcard $(BUILD)/*.d $(BUILD)/unit/*.d $(BUILD)/bench/*.d)
 
 # -- installing --
 

@@ -1,0 +1,22 @@
+"""How fast is it, beside the limit of the machine and beside what one would take instead?
+
+                       ┌── bare      a program that only sends: the limit
+    load ── POST ──────┤── gateway   with everything switched on, on a real PostgreSQL
+         └─ subscribes ┤── nchan     nginx with Nchan
+                       └── node      a plain server with `pg`, as most people would write it
+
+Everything runs on one machine and shares its cores, so the figure that counts is the CPU
+time a server takes for each delivered message, not how many it delivers in a second. The
+servers of one row take turns (bare, gateway, peers, bare, gateway, ...); what is compared is
+compared within one round, and the table shows the median of those ratios.
+
+    machine   what it all runs on: CPU, kernel, versions
+    programs  the programs in C beside this file, run and listened to
+    servers   who is measured: started, asked for its CPU time, stopped
+    rounds    servers take turns under the same load
+    rows      the rows of the table, by name: what is measured, and what it has to reach
+    table     the table, and the file for machines
+    scale     several gateways on one machine: what each costs the others and the database
+
+`make bench` measures all rows; `make bench BENCH_ROWS=list` says which there are.
+"""

@@ -1,0 +1,106 @@
+"""Measures row after row, and prints the table. Missed targets are said and are no failure:
+the status is 1 when something could not be measured, or a message was missing.
+
+    BENCH_ROWS     which rows, by name; all unless given. BENCH_ROWS=list says what there is
+    BENCH_ROUNDS   how often each server has its turn (3)
+    BENCH_SECONDS  for how long it is measured each time (3); some rows take more or less
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harness.tools import REPOSITORY
+
+from . import machine, table
+from .programs import NotMeasured, say
+from .rows import ROWS
+from .servers import World, node_pg_version
+
+
+@dataclass
+class Bench:
+    """What a row is given."""
+
+    world: World
+    rounds: int
+    seconds: float
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="python3 -m bench", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--result", type=Path, default=REPOSITORY / "build" / "bench.json",
+                        help="the file for machines; the table is put beside it as .txt")
+    parser.add_argument("--rounds", type=int, default=int(os.environ.get("BENCH_ROUNDS") or 3))
+    parser.add_argument("--seconds", type=float,
+                        default=float(os.environ.get("BENCH_SECONDS") or 3))
+    return parser.parse_args()
+
+
+def chosen():
+    names = os.environ.get("BENCH_ROWS", "").replace(",", " ").split() or list(ROWS)
+    if names == ["list"]:
+        for row in ROWS.values():
+            print(f"{row.name:16}{row.title}")
+        sys.exit(0)
+    unknown = [name for name in names if name not in ROWS]
+    if unknown:
+        sys.exit(f"no row is called {' or '.join(unknown)}; BENCH_ROWS=list says which there are")
+    return [ROWS[name] for name in names]
+
+
+def measure(bench, row):
+    """What a row found; what ends it early is said in its place."""
+    begin = time.monotonic()
+    found = {"name": row.name, "title": row.title, "how": row.how, "lines": [], "raw": None,
+             "missing": None}
+    try:
+        found["lines"], found["raw"] = row.measure(bench)
+    except (Exception, pytest.fail.Exception) as problem:
+        expected = isinstance(problem, (NotMeasured, TimeoutError))
+        found["missing"] = str(problem) if expected else f"{type(problem).__name__}: {problem}"
+        say(f"{row.name}: not measured: {found['missing']}")
+    found["seconds"] = round(time.monotonic() - begin, 1)
+    say(f"{row.name}: done in {found['seconds']:.0f} s")
+    return found
+
+
+def versions(world):
+    try:
+        return machine.versions(node_pg_version(world.node_packages()))
+    except (NotMeasured, OSError):
+        return machine.versions(None)
+
+
+def main():
+    options, rows = arguments(), chosen()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    machine.raise_file_limit()
+    begin = time.monotonic()
+    run = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "machine": machine.describe(),
+           "rounds": options.rounds, "seconds_each": options.seconds,
+           "load_before": os.getloadavg()[0]}
+    results = []
+    with World() as world:
+        run["versions"] = versions(world)
+        for number, row in enumerate(rows, 1):
+            say(f"{number} of {len(rows)}: {row.name}: {row.title}")
+            results.append(measure(Bench(world, options.rounds, options.seconds), row))
+    run["seconds"] = round(time.monotonic() - begin, 1)
+    whole = table.text(run, results)
+    print(whole)
+    table.write(options.result, run, results)
+    options.result.with_suffix(".txt").write_text(whole + "\n")
+    return 1 if any(row["missing"] or any(check.missing for check in row["lines"])
+                    for row in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""What it all runs on, for the heading of the table; and who used how much CPU time."""
+
+import os
+import platform
+import re
+import resource
+import subprocess
+from pathlib import Path
+
+from harness.tools import find_postgres_tool
+
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+def raise_file_limit():
+    """Subscribers are descriptors: as many as may be had, for all that is started from here."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
+
+
+# -- CPU time ---------------------------------------------------------------------------
+
+
+def cpu_seconds(pid):
+    """Of all threads of a process since it began; 0 for one that is gone."""
+    nanoseconds = 0
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            nanoseconds += int((task / "schedstat").read_text().split()[0])
+    except OSError:
+        return 0.0
+    return nanoseconds / 1e9
+
+
+def thread_seconds(pid):
+    """{thread's name: CPU seconds}"""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        name = (task / "comm").read_text().strip()
+        found[name] = found.get(name, 0) + int((task / "schedstat").read_text().split()[0]) / 1e9
+    return found
+
+
+def _stat(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def children(pid):
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and int(_stat(entry.name)[1]) == pid:
+                found.append(int(entry.name))
+        except OSError:
+            pass
+    return found
+
+
+class PostgresMeter:
+    """CPU time of a PostgreSQL server from one moment to another, by what its processes do.
+    Those that ended meanwhile are known to their parent, in ticks only."""
+
+    def __init__(self, cluster):
+        self.postmaster = cluster.process.pid
+        self.before = self._read()
+        self.ended_before = self._ended()
+
+    def _read(self):
+        return {pid: cpu_seconds(pid) for pid in [self.postmaster, *children(self.postmaster)]}
+
+    def _ended(self):
+        return sum(map(int, _stat(self.postmaster)[13:15])) / TICK
+
+    def seconds(self):
+        now = self._read()
+        grown = sum(value - self.before.get(pid, 0) for pid, value in now.items())
+        ended = self._ended() - self.ended_before
+        gone = sum(value for pid, value in self.before.items() if pid not in now)
+        return grown + max(0.0, ended - gone)
+
+
+# -- versions ---------------------------------------------------------------------------
+
+
+def said(*command):
+    """What a program says on either channel; nothing if it is not there."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except OSError:
+        return ""
+    return done.stdout + done.stderr
+
+
+def first_number(text):
+    found = re.search(r"[0-9]+(\.[0-9]+)+", text)
+    return found[0] if found else "not there"
+
+
+def cpu_model():
+    found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    return found[1] if found else platform.machine()
+
+
+def distribution():
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return platform.system()
+
+
+def describe():
+    return {"cpu": cpu_model(), "cores": os.cpu_count(), "kernel": platform.release(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "system": distribution()}
+
+
+def versions(pg_module):
+    """Of what is measured and of what it is built from."""
+    nchan = said("dpkg-query", "-W", "-f", "${Version}", "libnginx-mod-nchan")
+    return {
+        "gcc": first_number(said("gcc", "-dumpfullversion")),
+        "libmicrohttpd": first_number(said("pkg-config", "--modversion", "libmicrohttpd")),
+        "PostgreSQL": first_number(said(find_postgres_tool("postgres"), "--version")),
+        "nginx": first_number(said("/usr/sbin/nginx", "-v")),
+        "Nchan": first_number(nchan),
+        "Node.js": first_number(said("node", "--version")),
+        "node pg": pg_module or "not there",
+    }

@@ -1,0 +1,200 @@
+"""Rows with a measurement of their own: a program or a module that measures one thing."""
+
+from statistics import median
+
+from . import figures, scale
+from .programs import run, say
+from .row import measurement, row
+from .servers import BareMhd
+
+CLIENTS = 256
+INSERT_CLIENTS = 16
+IDLE = 10_000
+RETURNING = 10_000
+
+
+# -- memory -----------------------------------------------------------------------------
+
+
+@row("memory", f"Process memory of an idle subscriber, {IDLE:,} of them".replace(",", " "),
+     "growth of PSS (/proc/PID/smaps_rollup) from none to all; the request is what Chromium's"
+     " EventSource sends. What the kernel keeps for a socket is not in it, for none of them")
+def memory(bench):
+    module = measurement("memory")
+    raw, lines = {}, []
+    for name, path, channels in (("gateway", "/events?channel=c{}", 1), ("nchan", "/sub/c{}", 1)):
+        with bench.world.start(name) as server:
+            raw[name] = module.measure(server.pids, ("127.0.0.1", server.port), IDLE, path,
+                                       channels)
+        say(f"memory: {name}: {raw[name]['pss_bytes_per_subscriber']:.0f} bytes a subscriber")
+    ours, theirs = (raw[name]["pss_bytes_per_subscriber"] for name in ("gateway", "nchan"))
+    lines.append(figures.limit("one channel", ours, "bytes", 3500))
+    lines.append(figures.compare("one channel", [ours], [theirs], "bytes", "Nchan", 0.35))
+    return lines, raw
+
+
+# What a page of the allocator more or less comes to in the time that is measured.
+CHURN_SECONDS = 30
+CHURN_BYTES = 4.0
+
+
+@row("churn", "Does anything grow? 1 000 subscribers, 200 leave and come back a second",
+     f"{CHURN_SECONDS} s with 20 POSTs/s and a look at /metrics each second; the slope of PSS after"
+     " the first quarter, divided by the departures. 4 bytes are the noise of so short a time")
+def churn(bench):
+    module = measurement("churn")
+    with bench.world.start("gateway", settings=module.SETTINGS) as server:
+        raw = module.measure(server.gateway, CHURN_SECONDS)
+    return [figures.limit("growth for each departure", raw["pss_bytes_per_departure"], "bytes",
+                          CHURN_BYTES),
+            figures.limit("descriptors more at the end", raw["descriptors_more"], "", 0)], raw
+
+
+# -- publishing -------------------------------------------------------------------------
+
+
+def post(server, connections, seconds):
+    arguments = [word for pid in server.pids for word in ("--pid", pid)]
+    return run("post", "--port", server.port, "--connections", connections, "--seconds",
+               max(1, round(seconds)), "--path", "/events", *arguments, timeout=seconds + 60)
+
+
+@row("posts", f"Durable acknowledged POSTs: {CLIENTS} clients, one event each",
+     "a closed loop on kept connections; beside it a bare libmicrohttpd program that answers the"
+     " same POST without a database. Generator, gateway and PostgreSQL (fsync on) share the cores")
+def posts(bench):
+    raw = {"bare_mhd": [], "gateway": []}
+    for number in range(bench.rounds):
+        for name, results in raw.items():
+            server = BareMhd(bench.world) if name == "bare_mhd" else bench.world.start(name)
+            with server:
+                results.append(post(server, CLIENTS, bench.seconds))
+            say(f"posts: round {number + 1}: {name}: {results[-1]['answers_per_second']} answers/s")
+    rates = {name: [result["answers_per_second"] for result in results]
+             for name, results in raw.items()}
+    p99 = median(result["latency_usec"]["p99"] for result in raw["gateway"]) / 1000
+    return [figures.compare("answers a second", rates["gateway"], rates["bare_mhd"], "",
+                            BareMhd.title, 0.80, ">="),
+            figures.limit("latency, p99", p99, "ms")], raw
+
+
+@row("publisher", "The publisher alone, without HTTP, beside inserts of single rows",
+     "256 requests of one event on their way; single rows: one connection, a prepared INSERT,"
+     " each committed by itself; in turns, fsync on")
+def publisher(bench):
+    database = bench.world.database()
+    try:
+        raw = run("publisher", "--dsn", database.dsn, "--seconds", max(1, round(bench.seconds / 2)),
+                  "--rounds", bench.rounds, timeout=120)
+    finally:
+        database.drop()
+    line = figures.Check("durable events a second", raw["events_per_second"], "", "inserts",
+                         raw["inserts_per_second"], raw["ratio"], ">=", 15)
+    return [line], raw
+
+
+def inserts(bench, slow, target):
+    raw = measurement("inserts").measure(
+        slow=slow, rounds=bench.rounds, seconds=max(1, round(bench.seconds)),
+        situations=("without", "one"), say=lambda line: say(f"inserts: {line}"))
+    line = figures.Check(f"{INSERT_CLIENTS} clients, rows a second", raw["one"]["per_second"], "",
+                         "without", raw["without"]["per_second"], raw["one"]["ratio"], ">=", target)
+    return [line], raw
+
+
+@row("inserts", "An application's own inserts, with a gateway attached and without",
+     "pgbench, one row in each transaction; every row must have come to the gateway. fsync on")
+def inserts_usual(bench):
+    return inserts(bench, False, 0.55)
+
+
+@row("inserts-slow", "The same with each fdatasync 2 ms longer, as on a disk of a cloud",
+     "an LD_PRELOAD library in PostgreSQL delays fdatasync")
+def inserts_slow(bench):
+    return inserts(bench, True, 0.85)
+
+
+@row("latency", "From the commit to the bytes at a subscriber, idle machine, fsync on",
+     "300 of each, one at a time, 10 to 50 ms apart, one program with one clock: from before the"
+     " POST, or the COMMIT of an inserted row, is sent, until the event's bytes are read")
+def latency(bench):
+    module = measurement("latency")
+    with bench.world.start("gateway") as server:
+        raw = module.measure(server.gateway, server.database, 300)
+    lines = []
+    for name, title, target in (("post", "POST", 1.2), ("insert", "COMMIT", 1.8)):
+        p50, p99 = (raw[name]["sent"][which] / 1000 for which in ("p50", "p99"))
+        lines.append(figures.limit(f"{title} to bytes, p50", p50, "ms", target))
+        lines.append(figures.compare(f"{title} to bytes, p99", [p99], [p50], "ms", "p50", 3.0))
+    return lines, raw
+
+
+# -- coming back, and starting ----------------------------------------------------------
+
+
+@row("storm", f"{RETURNING:,} subscribers come back at once with ids a minute old".replace(",", " "),
+     "1 000 live subscribers, 10 events/s: each who returns has 600 events to catch up on. Begin:"
+     " the first of them connects; end: the last has all that was published")
+def storm(bench):
+    with bench.world.start("gateway") as server:
+        raw = run("load", *server.load_arguments(), "--subscribers", 1000, "--rate", 10,
+                  "--storm", RETURNING, "--seconds", 60, timeout=240)
+    found = raw["storm"]
+    before, during = (found[f"live_p99_{when}_usec"] / 1000 for when in ("before", "during"))
+    return [figures.limit("all caught up", found["caught_up_seconds"], "s", 3.0),
+            figures.compare("live subscribers' p99 meanwhile", [during], [before], "ms", "before",
+                            2.0)], raw
+
+
+@row("start", "From the start to READY on 5 million rows",
+     "READY=1 as systemd is told; the median of five starts, and one with nothing of the database"
+     " in PostgreSQL's memory or the kernel's")
+def start(bench):
+    raw = measurement("start").measure()
+    return [figures.limit("start", raw["ready_msec"], "ms", 1000),
+            figures.limit("start, nothing in memory", raw["cold_ready_msec"], "ms", 1000)], raw
+
+
+# -- instructions -----------------------------------------------------------------------
+
+
+@row("instructions", "Instructions a delivered message, user space, under callgrind",
+     "tests/bench/ring.c, the gateway's rooms without a database; the difference of two runs of"
+     " different length, so that the start is not in it; does not depend on the neighbours")
+def instructions(bench):
+    raw = measurement("instructions").measure()
+    return [figures.limit(name.replace("_", " "), value, "") for name, value in raw.items()
+            if isinstance(value, (int, float))], raw
+
+
+@row("safety-belts", "Metrics, heartbeats and limits together",
+     "their share of the CPU time of a delivered message")
+def safety_belts(bench):
+    module = measurement("overhead")
+    raw = module.measure()
+    return [figures.limit("share of the CPU time", raw["share"] * 100, "%", 3.0)], raw
+
+
+# -- several gateways -------------------------------------------------------------------
+
+
+@row("two-gateways", "Two gateways on one machine and one database, 5 000 subscribers at each",
+     "4 events/s POSTed to each, each gets all events of the database; the total's CPU time beside"
+     " one gateway's with 10 000")
+def two_gateways(bench):
+    return scale.two_gateways(bench)
+
+
+@row("listeners", "What one more gateway costs the database, for each event",
+     "500 events/s POSTed to the first of 1, 2 and 4 gateways; CPU time of all of PostgreSQL's"
+     " processes over the events")
+def listeners(bench):
+    return scale.listeners(bench)
+
+
+@row("publishers", "Two gateways that publish into one database",
+     f"{CLIENTS} clients, half of them at each; PostgreSQL's CPU time for each acknowledged POST")
+def publishers(bench):
+    return scale.publishers(bench)
+
+

@@ -1,0 +1,151 @@
+"""Several gateways on one database: what each costs the others, and PostgreSQL.
+
+What a gateway costs its database does not grow with its subscribers: one connection that
+listens, and one query for each batch of events. How much that is, is measured here.
+"""
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+
+from . import figures
+from .machine import PostgresMeter, cpu_seconds, thread_seconds
+from .programs import NotMeasured, run, say
+
+GATEWAYS = (1, 2, 4)
+
+# Of the listeners' row: enough that a query for each few events is needed, and the machine
+# is not full.
+EVENTS_PER_SECOND = 500
+
+
+@contextlib.contextmanager
+def gateways(bench, count):
+    """So many on one database."""
+    with contextlib.ExitStack() as stack:
+        database = bench.world.database()
+        stack.callback(database.drop)
+        yield [stack.enter_context(bench.world.start("gateway", database=database))
+               for _ in range(count)]
+
+
+def at_once(*calls):
+    """Each in a thread of its own; all results, or the first problem."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+# -- subscribers at two gateways --------------------------------------------------------
+
+
+def crowd(server, number, subscribers, rate, seconds):
+    return lambda: run("load", *server.load_arguments(), "--prefix", f"g{number}x",
+                       "--subscribers", subscribers, "--rate", rate, "--seconds", seconds,
+                       timeout=seconds + 60)
+
+
+def measure_crowds(bench, count):
+    """10 000 subscribers, at one gateway or half of them at each of two; 8 events/s in all."""
+    with gateways(bench, count) as servers:
+        found = at_once(*(crowd(server, number, 10_000 // count, 8 / count, 2 * bench.seconds)
+                          for number, server in enumerate(servers)))
+    return {"cpu_seconds": sum(result["server_cpu_seconds"] for result in found),
+            "deliveries": sum(result["deliveries"] for result in found), "loads": found}
+
+
+def per_delivery(result):
+    return result["cpu_seconds"] / result["deliveries"] * 1e6
+
+
+def two_gateways(bench):
+    raw = {1: [], 2: []}
+    for number in range(bench.rounds):
+        for count, results in raw.items():
+            results.append(measure_crowds(bench, count))
+            say(f"two-gateways: round {number + 1}: {count}:"
+                f" {per_delivery(results[-1]):.2f} µs a delivery")
+    line = figures.compare("two, CPU a delivered message", *(
+        [per_delivery(result) for result in raw[count]] for count in (2, 1)), "µs", "one")
+    return [line], raw
+
+
+# -- listeners --------------------------------------------------------------------------
+
+
+def feed_seconds(server):
+    """CPU of what a gateway does for an event whoever subscribes: all but its shard's."""
+    return sum(seconds for name, seconds in thread_seconds(server.gateway.pid).items()
+               if not name.startswith("shard"))
+
+
+def listen(bench, count):
+    """CPU microseconds an event: PostgreSQL's, and that of the last gateway, which only
+    listens if there are several."""
+    seconds = bench.seconds
+    with gateways(bench, count) as servers:
+        last = servers[-1]
+        rows = "SELECT count(*) FROM gateway.events"
+        meter, fed, whole = (PostgresMeter(bench.world.cluster), feed_seconds(last),
+                             cpu_seconds(last.gateway.pid))
+        run("load", *servers[0].load_arguments(), "--subscribers", 10,
+            "--rate", EVENTS_PER_SECOND, "--seconds", seconds, timeout=seconds + 60)
+        postgres = meter.seconds()
+        fed, whole = feed_seconds(last) - fed, cpu_seconds(last.gateway.pid) - whole
+        events = last.database.value(rows)
+        for server in servers:
+            received = server.gateway.metric("pgsse_events_received_total")
+            if received != events:
+                raise NotMeasured(f"{received:.0f} of {events} events came to a gateway")
+    return {"gateways": count, "events": events, "postgres_usec": postgres / events * 1e6,
+            "feed_usec": fed / events * 1e6, "gateway_usec": whole / events * 1e6}
+
+
+def listeners(bench):
+    raw = {count: [] for count in GATEWAYS}
+    for number in range(bench.rounds):
+        for count in GATEWAYS:
+            raw[count].append(listen(bench, count))
+            say(f"listeners: round {number + 1}: {count}:"
+                f" {raw[count][-1]['postgres_usec']:.1f} µs of PostgreSQL an event")
+    postgres = {count: [result["postgres_usec"] for result in results]
+                for count, results in raw.items()}
+    one, *_, most = GATEWAYS
+    each = median((b - a) / (most - one) for a, b in zip(postgres[one], postgres[most]))
+    feed = median(result["feed_usec"] for result in raw[most])
+    return [*(figures.limit(f"{count} gateway{'s' if count > 1 else ''}", median(values), "µs")
+              for count, values in postgres.items()),
+            figures.limit("each one more", each, "µs"),
+            figures.limit("in a gateway that only listens", feed, "µs")], raw
+
+
+# -- publishers -------------------------------------------------------------------------
+
+
+def publish(bench, count, clients):
+    with gateways(bench, count) as servers:
+        meter = PostgresMeter(bench.world.cluster)
+        seconds = max(1, round(bench.seconds))
+        found = at_once(*(
+            lambda server=server: run(
+                "post", "--port", server.port, "--connections", clients // count, "--seconds",
+                seconds, "--path", "/events", "--pid", server.gateway.pid, timeout=seconds + 60)
+            for server in servers))
+        postgres = meter.seconds()
+        rows = servers[0].database.value("SELECT count(*) FROM gateway.events")
+    return {"answers_per_second": sum(result["answers_per_second"] for result in found),
+            "postgres_usec": postgres / rows * 1e6, "rows": rows, "posts": found}
+
+
+def publishers(bench, clients=256):
+    raw = {1: [], 2: []}
+    for number in range(bench.rounds):
+        for count, results in raw.items():
+            results.append(publish(bench, count, clients))
+            say(f"publishers: round {number + 1}: {count}:"
+                f" {results[-1]['answers_per_second']:.0f} answers/s,"
+                f" {results[-1]['postgres_usec']:.1f} µs of PostgreSQL each")
+    lines = [figures.compare(what, *([result[name] for result in raw[count]] for count in (2, 1)),
+                             unit, "one")
+             for what, name, unit in (("two, answers a second", "answers_per_second", ""),
+                                      ("two, PostgreSQL's CPU a POST", "postgres_usec", "µs"))]
+    return lines, raw
