@@ -5,7 +5,7 @@
 const http = require("http");
 const { Client, Pool } = require("pg");
 
-const pool = new Pool();
+const pool = new Pool({ max: 1 }); // one connection, so that what is published stays in order
 const listener = new Client();
 const subscribers = new Map(); // channel -> responses
 let id = 0;

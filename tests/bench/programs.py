@@ -43,12 +43,14 @@ def run(name, *arguments, timeout, env=None):
     try:
         output, complaint = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        raise NotMeasured(f"{' '.join([name, *command[1:]])}: no end within {timeout:.0f} s") from None
+        say(f"no end: {' '.join([name, *command[1:]])}")
+        raise NotMeasured(f"{name} did not end within {timeout:.0f} s") from None
     finally:
         end(process)
     if process.returncode != 0:
-        why = "; ".join(complaint.split("\n")[:5]).strip("; ") or f"status {process.returncode}"
-        raise NotMeasured(f"{' '.join([name, *command[1:]])}: {why}")
+        say(f"failed: {' '.join([name, *command[1:]])}")
+        why = "; ".join(complaint.split("\n")[:5]).strip("; ")
+        raise NotMeasured(why or f"{name} ended with status {process.returncode}")
     try:
         return json.loads(output.strip().splitlines()[-1])
     except (IndexError, ValueError):

@@ -1,6 +1,6 @@
 """All rows: the modules that make them are read, in the order of the table."""
 
-from . import rows_alone, rows_load
+from . import rows_load, rows_alone
 from .row import ROWS
 
-__all__ = ["ROWS", "rows_alone", "rows_load"]
+__all__ = ["ROWS", "rows_load", "rows_alone"]

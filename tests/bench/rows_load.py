@@ -102,8 +102,8 @@ def ring_latency(bench):
 
 
 # Nchan takes each event of a burst by itself; at the others' rate it would be busy for minutes.
-BURSTS = {1000: (Load(1000, 1000, burst=100), Load(1000, 50, burst=100, seconds=1.4)),
-          10000: (Load(10000, 200, burst=100), Load(10000, 10, burst=100, seconds=3.4))}
+BURSTS = {1000: (Load(1000, 1000, burst=100), Load(1000, 50, burst=100, warmup=0)),
+          10000: (Load(10000, 200, burst=100), Load(10000, 10, burst=100, warmup=0))}
 
 
 def burst(bench, subscribers):

@@ -25,7 +25,7 @@ def number(value):
 def ratio(value):
     if value is None:
         return ""
-    return f"{value:.4f}x" if value < 0.1 else f"{value:.2f}x"
+    return f"{value:.4f}x" if value < 0.1 else f"{value:.3f}x" if value < 10 else f"{value:.1f}x"
 
 
 def line(check, what):
