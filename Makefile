@@ -132,7 +132,7 @@ unit: ## C unit tests (cmocka), with a PostgreSQL of their own
 
 test: ## all tests: unit and black-box (pytest); installs what they need
 	@gateway/scripts/install-packages build run test
-	@+$(BUILD_ALL) all units
+	@+$(BUILD_ALL) all units benches
 	@rm -rf $(BUILD)/results
 	@mkdir -p $(BUILD)/results
 	@status=0; \
@@ -217,11 +217,6 @@ $(BUILD)/fuzz_%: tests/fuzz/fuzz_%.c $(ROOMS) $(BUILD)/flags
 	$(say) FUZZ $@
 	$(Q)$(COMPILE) $(PKG_CFLAGS) -Igateway -fsanitize=fuzzer \
 	    -o $@ $< $(ROOMS) $(LDFLAGS) $(PKG_LIBS)
-
-$(BUILD)/bench/%: tests/bench/%.c $(ROOMS) $(BUILD)/flags
-	$(say) BENCH $@
-	@mkdir -p $(@D)
-	$(Q)$(COMPILE) $(PKG_CFLAGS) -Igateway -o $@ $< $(ROOMS) $(LDFLAGS) $(PKG_LIBS)
 
 fuzzers: $(FUZZERS)
 	@tests/fuzz/run $(FUZZ_SECONDS) $(FUZZERS)

@@ -408,6 +408,7 @@ static void usage(FILE *out)
         "  --channels N         1; subscriber i listens to channel i mod N, event k goes "
         "to\n"
         "                       channel k mod N\n"
+        "  --prefix TEXT        c; the channels' names, before their number\n"
         "  --rate N             events a second, 10\n"
         "  --burst N            events in one POST, 1; needs --channels 1 where more\n"
         "  --warmup SECONDS     1\n"
@@ -441,6 +442,9 @@ static void take_option(struct load *load, int option)
         break;
     case 'c':
         load->plan.channels = strtoul(optarg, NULL, 10);
+        break;
+    case 'f':
+        load->plan.prefix = load->posting.prefix = optarg;
         break;
     case 'r':
         load->posting.rate = strtod(optarg, NULL);
@@ -488,6 +492,7 @@ static void take_arguments(struct load *load, int argc, char **argv)
         {"publish-port", required_argument, NULL, 'q'},
         {"subscribers", required_argument, NULL, 'n'},
         {"channels", required_argument, NULL, 'c'},
+        {"prefix", required_argument, NULL, 'f'},
         {"rate", required_argument, NULL, 'r'},
         {"burst", required_argument, NULL, 'b'},
         {"seconds", required_argument, NULL, 't'},
