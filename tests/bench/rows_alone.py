@@ -159,13 +159,16 @@ def start(bench):
 # -- instructions -----------------------------------------------------------------------
 
 
-@row("instructions", "Instructions a delivered message, user space, under callgrind",
-     "tests/bench/ring.c, the gateway's rooms without a database; the difference of two runs of"
-     " different length, so that the start is not in it; does not depend on the neighbours")
+@row("instructions", "Instructions of the shard's thread, user space, under callgrind",
+     "tests/bench/ring.c; the difference of two counts of different length, so that the start is"
+     " not in it; does not depend on the neighbours. tests/test_instructions.py holds the bounds")
 def instructions(bench):
     raw = measurement("instructions").measure()
-    return [figures.limit(name.replace("_", " "), value, "") for name, value in raw.items()
-            if isinstance(value, (int, float))], raw
+    few, many = (raw[f"per_event_for_one_of_{count}"] for count in (200, 2000))
+    return [figures.limit("a delivered message", raw["per_message"], ""),
+            figures.limit("the same, in bursts of 100", raw["per_message_in_bursts"], ""),
+            figures.limit("system calls a message", raw["sends_per_message"], ""),
+            figures.compare("an event for one of 2 000", [many], [few], "", "of 200", 1.2)], raw
 
 
 @row("safety-belts", "Metrics, heartbeats and limits together",
