@@ -14,9 +14,12 @@ compared within one round, and the table shows the median of those ratios.
     programs  the programs in C beside this file, run and listened to
     servers   who is measured: started, asked for its CPU time, stopped
     rounds    servers take turns under the same load
-    rows      the rows of the table, by name: what is measured, and what it has to reach
-    table     the table, and the file for machines
+    row       what a row of the table is
+    rows      all of them: rows_load (servers under load), rows_alone (everything else)
+    figures   one line of the table: a figure, what it has to reach, and whether it did
     scale     several gateways on one machine: what each costs the others and the database
+    paper     one million subscribers, computed from what was measured
+    table     the table, and the file for machines
 
 `make bench` measures all rows; `make bench BENCH_ROWS=list` says which there are.
 """

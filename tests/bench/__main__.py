@@ -21,7 +21,7 @@ from harness.tools import REPOSITORY
 from . import machine, table
 from .programs import NotMeasured, say
 from .rows import ROWS
-from .servers import World, node_pg_version
+from .servers import World
 
 
 @dataclass
@@ -72,13 +72,6 @@ def measure(bench, row):
     return found
 
 
-def versions(world):
-    try:
-        return machine.versions(node_pg_version(world.node_packages()))
-    except (NotMeasured, OSError):
-        return machine.versions(None)
-
-
 def main():
     options, rows = arguments(), chosen()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -89,10 +82,10 @@ def main():
            "load_before": os.getloadavg()[0]}
     results = []
     with World() as world:
-        run["versions"] = versions(world)
         for number, row in enumerate(rows, 1):
             say(f"{number} of {len(rows)}: {row.name}: {row.title}")
             results.append(measure(Bench(world, options.rounds, options.seconds), row))
+        run["versions"] = machine.versions(world.node_pg_version())
     run["seconds"] = round(time.monotonic() - begin, 1)
     whole = table.text(run, results)
     print(whole)

@@ -115,15 +115,15 @@ def describe():
             "system": distribution()}
 
 
-def versions(pg_module):
+def versions(node_pg):
     """Of what is measured and of what it is built from."""
     nchan = said("dpkg-query", "-W", "-f", "${Version}", "libnginx-mod-nchan")
-    return {
+    found = {
         "gcc": first_number(said("gcc", "-dumpfullversion")),
         "libmicrohttpd": first_number(said("pkg-config", "--modversion", "libmicrohttpd")),
         "PostgreSQL": first_number(said(find_postgres_tool("postgres"), "--version")),
         "nginx": first_number(said("/usr/sbin/nginx", "-v")),
         "Nchan": first_number(nchan),
         "Node.js": first_number(said("node", "--version")),
-        "node pg": pg_module or "not there",
     }
+    return {**found, "pg of Node.js": node_pg} if node_pg else found

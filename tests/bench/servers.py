@@ -5,6 +5,7 @@ thread or process that sends, access logs off, and room for 19 000 subscribers.
 """
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -105,6 +106,13 @@ class World:
         if self._packages is None:
             self._packages = install_node_packages()
         return self._packages
+
+    def node_pg_version(self):
+        """None when no row needed it."""
+        if self._packages is None:
+            return None
+        package = (self._packages / "pg" / "package.json").read_text()
+        return json.loads(package)["version"]
 
     def start(self, name, **options):
         """A server of SERVERS that answers; `with` stops it."""
@@ -344,11 +352,6 @@ def install_node_packages():
             raise NotMeasured(f"npm could not install pg: {done.stderr[-300:]}")
         stamp.write_bytes(lock)
     return folder / "node_modules"
-
-
-def node_pg_version(packages):
-    return machine.first_number((packages / "pg" / "package.json").read_text()
-                                .partition('"version"')[2])
 
 
 SERVERS = {"bare": Bare, "gateway": GatewayServer, "ring": Ring, "nchan": Nchan, "node": Node}

@@ -3,6 +3,8 @@
 import json
 import textwrap
 
+from . import paper
+
 WIDTH = 110
 COLUMNS = f"{'':44}{'gateway':>10}  {'':8}{'':>10}{'ratio':>9}  {'to reach':>10}  "
 
@@ -74,7 +76,7 @@ def text(run, rows):
             if check.verdict:
                 counts[check.verdict] += 1
         counts["not measured"] += bool(row["missing"])
-    lines = [*heading(run), COLUMNS.rstrip(), *rows_text(rows)]
+    lines = [*heading(run), COLUMNS.rstrip(), *rows_text(rows), *paper.text(rows), ""]
     lines.append(f"{counts['met']} targets met, {counts['missed']} missed,"
                  f" {counts['not measured']} not measured")
     return "\n".join(lines)

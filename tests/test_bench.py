@@ -1,0 +1,101 @@
+"""`make bench` itself: what it says of a target, what it does when something cannot be measured,
+and one of its rows, measured shortly. The figures are not looked at: they are not tests."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+from bench import figures, paper, table
+from bench.rows import ROWS
+from harness.tools import REPOSITORY, find_gateway
+
+
+def run_bench(tmp_path, rows, binary=None, **env):
+    """One run in a process of its own; it and what it wrote."""
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "bench", "--result", str(tmp_path / "bench.json")],
+        cwd=REPOSITORY / "tests", capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PGSSE_BINARY": str(binary or find_gateway()), "BENCH_ROWS": rows,
+             "BENCH_ROUNDS": "1", "BENCH_SECONDS": "1", **env})
+    return done, json.loads((tmp_path / "bench.json").read_text())
+
+
+def test_the_ratio_is_the_median_of_the_ratios_of_the_rounds():
+    check = figures.compare("cpu", [1.0, 9.0, 4.0], [1.0, 3.0, 2.0], "µs", "bare", 2.0)
+    assert (check.value, check.other, check.ratio) == (4.0, 2.0, 2.0)
+    assert check.verdict == "met"
+
+
+def test_a_peer_with_fewer_rounds_is_compared_within_its_own():
+    check = figures.compare("cpu", [2.0, 8.0, 8.0], [4.0], "µs", "Nchan", 0.4)
+    assert check.ratio == 0.5
+    assert check.verdict == "missed"
+
+
+def test_a_figure_may_have_to_be_large():
+    assert figures.limit("rate", 9.1, "", 9.0, ">=").verdict == "met"
+    assert figures.limit("rate", 8.9, "", 9.0, ">=").verdict == "missed"
+    assert figures.limit("rate", 8.9, "").verdict == ""
+
+
+def test_what_was_not_measured_never_counts_as_met():
+    check = figures.Check("cpu", value=0.0, ratio=0.0, target=1.0, missing="no nginx")
+    assert check.verdict == "not measured"
+    assert "not measured: no nginx" in table.line(check, check.what)
+    assert figures.compare("cpu", [], [1.0], "µs", "bare", 1.0).verdict == "not measured"
+
+
+def test_every_line_of_the_table_fits():
+    checks = [figures.compare("as long a name as there is of anything", [123456.7], [0.0123], "µs",
+                              "bare MHD", 1.08),
+              figures.Check("x", against="Node.js", missing="y" * 300)]
+    row = {"name": "x", "title": "A row", "how": "z " * 200, "lines": checks, "missing": "w " * 99,
+           "raw": None}
+    lines = [line for line in table.rows_text([row])]
+    lines += [row.title for row in ROWS.values()]
+    assert max(map(len, lines)) <= table.WIDTH
+
+
+def test_the_example_is_computed_from_the_rows_and_from_nothing_else():
+    rows = [
+        {"name": "channels", "raw": {"results": {"gateway": [{"cpu_usec_per_delivery": 5.0}]}}},
+        {"name": "memory", "raw": {"gateway": {"pss_bytes_per_subscriber": 3000}}},
+        {"name": "listeners", "raw": {
+            1: [{"postgres_usec": 300, "feed_usec": 0}],
+            4: [{"postgres_usec": 600, "feed_usec": 50}]}},
+        {"name": "storm", "raw": {"storm": {"caught_up_seconds": 1.9}}},
+    ]
+    text = "\n".join(paper.text(rows))
+    assert "150 MB" in text        # 50 000 of 3000 bytes
+    assert "2.5 %" in text         # 5 000 messages a second of 5 µs
+    assert "2.20  (listeners)" in text  # 1 000 events of 300 µs, and 19 times 100 µs
+    for row in rows:
+        assert "not computed" in "\n".join(paper.text([one for one in rows if one is not row]))
+
+
+def test_a_row_without_its_program_is_not_measured_and_the_status_says_so(tmp_path):
+    alone = tmp_path / "pg-sse-gateway"
+    shutil.copy(find_gateway(), alone)
+    done, result = run_bench(tmp_path, "ring-latency", alone)
+    assert done.returncode == 1, done.stderr
+    assert "there is no build/bench/ring" in done.stdout
+    assert {line["verdict"] for line in result["rows"][0]["lines"]} == {"not measured"}
+
+
+def test_a_row_is_measured_and_written_down(tmp_path):
+    done, result = run_bench(tmp_path, "listeners")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == (tmp_path / "bench.txt").read_text()
+    assert set(result["rows"][0]["raw"]) == {"1", "2", "4"}
+    assert all(line["value"] > 0 for line in result["rows"][0]["lines"]
+               if line["what"] != "each one more")
+
+
+def test_an_unknown_row_is_refused():
+    done = subprocess.run([sys.executable, "-B", "-m", "bench"], cwd=REPOSITORY / "tests",
+                          capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "BENCH_ROWS": "nonsense"})
+    assert done.returncode != 0
+    assert "no row is called nonsense" in done.stderr
