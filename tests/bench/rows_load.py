@@ -44,7 +44,7 @@ def all_1000(bench):
 @row("all-10000", "CPU a delivered message: 10 000 subscribers, all get each event",
      "8 events/s, likewise. Complete: from the POST until the last of the 10 000 has the event")
 def all_10000(bench):
-    load = Load(10000, 8, seconds=1.5)
+    load = Load(10000, 8, seconds=1.6)
     found = alternate(bench, "all-10000", same_load(load, "bare", "gateway", "nchan", "node"),
                       {"nchan": 2, "node": 1})
     complete = lambda result: result["complete_usec"]["p99"] / 1000  # noqa: E731
@@ -130,7 +130,7 @@ def bursts_10000(bench):
      "100 POSTs/s of 100 events; one subscriber in 50 is read and checked, of the others the"
      " bytes are counted. Or, on a slower machine: 0.9 of what the bare server delivers")
 def sustained(bench):
-    load = Load(1000, 10000, burst=100, more=("--count",))
+    load = Load(1000, 10000, burst=100, seconds=1.5, more=("--count",))
     found = alternate(bench, "sustained", same_load(load, "bare", "gateway"))
     rate = lambda result: result["deliveries_per_second"] / 1e6  # noqa: E731
     lines = [found.limit("deliveries", rate, "million/s", 9.0, ">="),
