@@ -171,11 +171,42 @@ def measure_gateway(gateway, count=10000, channels=1):
     return {**figures, "accounted_bytes_per_subscriber": accounted}
 
 
+KEPT_REQUEST = b"""\
+POST /events?channel=kept HTTP/1.1\r
+Host: localhost\r
+User-Agent: python-requests/2.28.1\r
+Accept-Encoding: gzip, deflate\r
+Accept: */*\r
+Connection: keep-alive\r
+Content-Type: application/json\r
+Content-Length: 12\r
+\r
+{"number":1}"""
+
+
+def measure_kept(gateway, count=1000):
+    """Bytes for each connection that is kept open between two POSTs."""
+    allow_descriptors(count)
+    with Holder(gateway.address) as holder:
+        pss, _ = at_rest([gateway.pid])
+        for _ in range(count):
+            connection = socket.create_connection(gateway.address, timeout=20)
+            holder.sockets.append(connection)
+            connection.sendall(KEPT_REQUEST)
+            if not connection.recv(4096).startswith(b"HTTP/1.1 201 "):
+                raise RuntimeError("a POST was not answered with 201")
+        pss_full, _ = at_rest([gateway.pid])
+    return {"connections": count,
+            "pss_bytes_per_kept_connection": round((pss_full - pss) / count, 1)}
+
+
 def main():
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 10000
     for channels in (1, count):
         with ground() as (_, gateway):
             print(json.dumps(measure_gateway(gateway, count, channels)))
+    with ground() as (_, gateway):
+        print(json.dumps(measure_kept(gateway)))
 
 
 if __name__ == "__main__":
