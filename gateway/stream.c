@@ -497,7 +497,7 @@ static ssize_t send_parts(struct stream *stream, const struct sse_frame *const *
         parts[i] = (struct iovec){(void *)(uintptr_t)(part + skip), len - skip};
     }
     const struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
-    return sendmsg(stream->connection->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return sendmsg(stream->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 /* Notes that `sent` bytes of the frames are out; returns how many that completes. */
@@ -527,8 +527,8 @@ size_t stream_send(struct stream *stream, const struct sse_frame *const *frames,
     size_t done = 0;
 
     if (bytes != NULL) {
-        const ssize_t sent = took(stream, send(stream->connection->fd, bytes, len,
-                                               MSG_NOSIGNAL | MSG_DONTWAIT));
+        const ssize_t sent = took(
+            stream, send(stream->source.fd, bytes, len, MSG_NOSIGNAL | MSG_DONTWAIT));
 
         if (sent < 0)
             return 0;
@@ -559,7 +559,7 @@ bool stream_send_rest(struct stream *stream)
         return true;
 
     const ssize_t sent = took(
-        stream, send(stream->connection->fd, stream->rest + stream->rest_out,
+        stream, send(stream->source.fd, stream->rest + stream->rest_out,
                      stream->rest_len - stream->rest_out, MSG_NOSIGNAL | MSG_DONTWAIT));
 
     if (sent < 0)
@@ -590,8 +590,8 @@ static bool send_own(struct stream *stream, const char *text, size_t len)
         memcpy(chunk + chunk_len, "\r\n", 2);
         chunk_len += 2;
     }
-    const ssize_t sent = took(stream, send(stream->connection->fd, chunk, chunk_len,
-                                           MSG_NOSIGNAL | MSG_DONTWAIT));
+    const ssize_t sent = took(
+        stream, send(stream->source.fd, chunk, chunk_len, MSG_NOSIGNAL | MSG_DONTWAIT));
     if (sent <= 0)
         return false;
     if ((size_t)sent == chunk_len)
@@ -658,7 +658,7 @@ static void look_at_peer(struct stream *stream)
 {
     int unsent = 0;
 
-    if (ioctl(stream->connection->fd, SIOCOUTQ, &unsent) < 0)
+    if (ioctl(stream->source.fd, SIOCOUTQ, &unsent) < 0)
         return;
     if (unsent < stream->unsent_bytes)
         stream->last_sent_usec = stream->owner->now_usec;

@@ -98,36 +98,27 @@ struct stream_owner {
 
 struct stream {
     struct connection *connection;      /* [const] */
-    struct stream_owner *owner;         /* [const] */
     const struct stream_timing *timing; /* [const] */
     struct poller *poller;              /* [const] */
     struct stats *stats;                /* [const] */
-    struct poller_source source;
     struct wheel_timer timer;
 
-    enum stream_phase phase;
     enum stream_end end;
-    bool chunked;    /* [const] */
-    bool everything; /* [const] one topic, all types, chunked: takes runs as they are */
-    bool waits;      /* BEHIND, and not for its socket: for the ring, or for a page */
-
     enum stream_place place;
     enum stream_gap gap;  /* to be told as soon as it is known what is kept */
     uint64_t seq;         /* BEHIND: it has everything of its own up to here */
     uint32_t offset;      /* BEHIND: bytes that are out of the frame of seq + 1 */
     unsigned last_count;  /* [const] of STREAM_AT_LAST */
-    uint64_t told_seq;    /* the last id it was sent, or came with */
     uint64_t told_purged; /* what is not there any more, as far as it was told */
     char *requested;      /* heap: the id that a gap is told about, or NULL */
     char *rest;           /* BEHIND: bytes of ours that go first (heap), or NULL */
     size_t rest_len;
     size_t rest_out;
 
-    size_t counted_bytes;    /* its part of STATS_CONNECTION_MEMORY */
-    uint64_t begun_usec;     /* [const] */
-    uint64_t last_sent_usec; /* when the socket, or its peer, last took something */
-    int unsent_bytes;        /* BEHIND: that its peer had not taken at the last look */
-    uint64_t ends_usec;      /* maximum age, or the goodbye of a drain */
+    size_t counted_bytes; /* its part of STATS_CONNECTION_MEMORY */
+    uint64_t begun_usec;  /* [const] */
+    int unsent_bytes;     /* BEHIND: that its peer had not taken at the last look */
+    uint64_t ends_usec;   /* maximum age, or the goodbye of a drain */
 
     struct MHD_Response *response; /* [const] borrowed: it has the stream */
     bool goodbye_out;
@@ -147,6 +138,16 @@ struct stream {
     struct stream *next;
     struct stream **link;
 
+    /* What a delivery touches stands together, with the first member: two cache lines, and
+     * none of another struct. */
+    struct stream_owner *owner;  /* [const] */
+    struct poller_source source; /* its fd is the socket's, while we may touch that */
+    uint64_t told_seq;           /* the last id it was sent, or came with */
+    uint64_t last_sent_usec;     /* when the socket, or its peer, last took something */
+    enum stream_phase phase;
+    bool chunked;    /* [const] */
+    bool everything; /* [const] one topic, all types, chunked: takes runs as they are */
+    bool waits;      /* BEHIND, and not for its socket: for the ring, or for a page */
     struct channels_member members[]; /* member_count of them */
 };
 

@@ -67,6 +67,12 @@ static struct stream *make(struct house *house, bool chunked, size_t type_count,
                       &house->owner);
 }
 
+/* As it is added to a poller, which none of these tests runs. */
+static void fall_asleep(struct house *house)
+{
+    house->stream->source.fd = house->connection.fd;
+}
+
 static void house_open(struct house *house, bool chunked, size_t type_count)
 {
     const int small = 4096;
@@ -84,6 +90,7 @@ static void house_open(struct house *house, bool chunked, size_t type_count)
     house->other_fd = ends[1];
     house->stream = make(house, chunked, type_count, no_id);
     assert_non_null(house->stream);
+    fall_asleep(house);
     house->stream->phase = STREAM_LIVE;
     house->stream->place = STREAM_AT_SEQ;
 }
@@ -329,6 +336,7 @@ static void what_was_asked_for_is_quoted(void **state)
     stream_free(house.stream);
     house.stream = make(&house, false, 0, (struct stream_text){asked, sizeof(asked)});
     assert_non_null(house.stream);
+    fall_asleep(&house);
     house.stream->seq = 5;
     assert_int_equal(stream_tell_gap(house.stream), 0);
     assert_true(stream_send_rest(house.stream));
@@ -389,6 +397,7 @@ static void house_use_tcp(struct house *house)
     assert_int_equal(connect(house->other_fd, (struct sockaddr *)&address, len), 0);
     house->connection.fd = accept4(listening, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     assert_true(house->connection.fd >= 0);
+    fall_asleep(house);
     (void)close(listening);
 }
 
