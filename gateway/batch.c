@@ -207,13 +207,9 @@ static int take_answer(struct batch *batch, const PGresult *result, struct err *
     return 0;
 }
 
-/* Everything up to the COMMIT, in one round trip.
- *
- * The two limits are the server's share of our deadlines: a gateway that froze here, or
- * lost its network, would otherwise hold the order lock, and so every other gateway, until
- * the server's own keepalives notice. Not statement_timeout: that would also cut short a
- * COMMIT's wait for a synchronous standby, which PostgreSQL then reports as done. SET LOCAL,
- * because behind a pooler the session is not ours. */
+/* Everything up to the COMMIT, in one round trip. The function sets the server's share of our
+ * deadlines for this transaction. Nothing is prepared: behind a pooler the session is not
+ * ours. */
 static int insert(struct batch *batch, struct database *database, uint64_t deadline,
                   struct err *err)
 {
@@ -227,8 +223,6 @@ static int insert(struct batch *batch, struct database *database, uint64_t deadl
     const int formats[] = {1, 1, 1, 1, 1, 1};
     const struct database_query queries[] = {
         {.sql = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"},
-        {.sql = "SET LOCAL lock_timeout = '10s'"},
-        {.sql = "SET LOCAL idle_in_transaction_session_timeout = '10s'"},
         {.sql = "SELECT first_seq, last_seq, xid, known "
                 "FROM gateway.publish_batch($1, $2, $3, $4, $5, $6)",
          .count = ARRAY_SIZE(arrays),

@@ -3,6 +3,7 @@
  */
 #include "database.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
@@ -20,6 +21,7 @@
 
 struct database {
     PGconn *conn;                 /* NULL: not connected */
+    const char *prepared;         /* the name of the one statement that is; or NULL */
     struct dsn_settings settings; /* its texts are copies in `texts` */
     char *texts[4];
     int stop_fd;
@@ -127,6 +129,7 @@ void database_close(struct database *database)
 {
     PQfinish(database->conn);
     database->conn = NULL;
+    database->prepared = NULL;
 }
 
 bool database_connected(const struct database *database)
@@ -391,25 +394,45 @@ static int not_connected(struct err *err)
 static int send_query(struct database *database, const struct database_query *query,
                       struct err *err)
 {
-    if (PQsendQueryParams(database->conn, query->sql, query->count, query->types,
-                          query->values, query->lengths, query->formats,
-                          query->binary ? 1 : 0) == 0)
-        return lost(database, err);
-    return 0;
+    const int sent = query->name != NULL
+                         ? PQsendQueryPrepared(database->conn, query->name, query->count,
+                                               query->values, query->lengths,
+                                               query->formats, query->binary)
+                         : PQsendQueryParams(database->conn, query->sql, query->count,
+                                             query->types, query->values, query->lengths,
+                                             query->formats, query->binary);
+
+    return sent == 0 ? lost(database, err) : 0;
+}
+
+/* Sends it; prepared before, if that is wanted. One such statement a connection is all there
+ * is need for. */
+static int begin_query(struct database *database, const struct database_query *query,
+                       struct patience *patience, struct err *err)
+{
+    forget_error(database);
+    if (database->conn == NULL)
+        return not_connected(err);
+    if (query->name != NULL && database->prepared == NULL) {
+        if (PQsendPrepare(database->conn, query->name, query->sql, query->count,
+                          query->types) == 0)
+            return lost(database, err);
+        const int r = finish_statement(database, patience, NULL, NULL, err);
+        if (r < 0)
+            return r;
+        database->prepared = query->name;
+    }
+    assert(query->name == NULL || strcmp(query->name, database->prepared) == 0);
+    return send_query(database, query, err);
 }
 
 int database_query(struct database *database, const struct database_query *query,
                    uint64_t deadline_usec, PGresult **ret_result, struct err *err)
 {
     struct patience patience = {.deadline_usec = deadline_usec};
+    const int r = begin_query(database, query, &patience, err);
 
-    forget_error(database);
-    if (database->conn == NULL)
-        return not_connected(err);
-    int r = send_query(database, query, err);
-    if (r < 0)
-        return r;
-    return finish_statement(database, &patience, ret_result, NULL, err);
+    return r < 0 ? r : finish_statement(database, &patience, ret_result, NULL, err);
 }
 
 int database_run(struct database *database, const char *sql, uint64_t deadline_usec,
@@ -477,11 +500,8 @@ int database_each(struct database *database, const struct database_query *query,
     struct patience patience = {.deadline_usec = clock_usec() + silence_usec,
                                 .silence_usec = silence_usec};
     int code = 0;
+    int r = begin_query(database, query, &patience, err);
 
-    forget_error(database);
-    if (database->conn == NULL)
-        return not_connected(err);
-    int r = send_query(database, query, err);
     if (r < 0)
         return r;
     if (PQsetSingleRowMode(database->conn) == 0)

@@ -96,6 +96,10 @@ struct database_query {
     const int *lengths;        /* NULL: all are texts */
     const int *formats;        /* NULL: all are texts; 1: binary */
     bool binary;               /* of the result */
+    /* Prepared under that name at its first use on a connection, and from then on neither
+     * parsed nor planned again; NULL: not. A literal. Only where the session is ours, which it
+     * is not behind a transaction pooler. Not for database_pipeline(). */
+    const char *name;
 };
 
 /* Runs it. The caller clears *ret_result; NULL for ret_result: it is not wanted. */

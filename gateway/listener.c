@@ -244,17 +244,18 @@ static int fetch(struct listener *listener, struct err *err)
     const int lengths[] = {sizeof(after)}, formats[] = {1};
     size_t events, bytes;
     struct database_query query = {
-        .sql =
-            "SELECT e.seq, e.channel, e.type, e.data, CAST(1000000 * "
-            "EXTRACT(epoch FROM pg_catalog.clock_timestamp() - e.created_at) AS int8), "
-            "(SELECT coalesce(max(p.seq), 0) FROM gateway.purges p) "
-            "FROM gateway.events e WHERE e.seq > $1 ORDER BY e.seq LIMIT 500",
+        .sql = "SELECT e.seq, e.channel, e.type, e.data, CAST(1000000 * "
+               "pg_catalog.date_part("
+               "'epoch', pg_catalog.clock_timestamp() - e.created_at) AS int8), "
+               "(SELECT coalesce(max(p.seq), 0) FROM gateway.purges p) "
+               "FROM gateway.events e WHERE e.seq > $1 ORDER BY e.seq LIMIT 500",
         .count = 1,
         .types = types,
         .values = values,
         .lengths = lengths,
         .formats = formats,
         .binary = true,
+        .name = "fetch",
     };
 
     listener->fetch_wanted = false;
@@ -458,6 +459,10 @@ static int begin_listening(struct listener *listener, struct err *err)
     if (r == 0) /* sweep() wants it, and the server's default may be another one */
         r = ask(listener, "SET default_transaction_isolation = 'read committed'",
                 QUERY_USEC, NULL, err);
+    /* The plan of fetch() is kept. It must be a walk along the index in any case, also if it
+     * is made while the table is small, when reading all of it and sorting looks cheaper. */
+    if (r == 0)
+        r = ask(listener, "SET enable_sort = off", QUERY_USEC, NULL, err);
     if (r == 0)
         r = ask(listener, "LISTEN gateway_events", QUERY_USEC, NULL, err);
     if (r == 0)

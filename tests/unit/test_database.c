@@ -376,6 +376,53 @@ static void a_pipeline_gives_the_last_answer_or_the_first_error(void **state)
     database_free(database);
 }
 
+static void a_named_statement_is_prepared_once_a_connection(void **state)
+{
+    struct pg *pg = *state;
+    struct database *database = make_connected(pg->dsn, -1);
+    struct err err = {0};
+    const char *values[] = {"7"};
+    const struct database_query named = {
+        .sql = "SELECT 100 / $1::int", .count = 1, .values = values, .name = "quotient"};
+
+    for (int connection = 0; connection < 2; connection++) {
+        for (int i = 0; i < 3; i++) {
+            CLEANUP(database_clear) PGresult *result = NULL;
+            values[0] = i == 1 ? "0" : "7";
+            assert_int_equal(
+                database_query(database, &named, in_msec(3000), &result, &err),
+                i == 1 ? -EIO : 0);
+            if (i != 1)
+                assert_string_equal(PQgetvalue(result, 0, 0), "14");
+        }
+        CLEANUP(database_clear) PGresult *count = NULL;
+        assert_int_equal(database_run(database,
+                                      "SELECT count(*) FROM pg_prepared_statements "
+                                      "WHERE name = 'quotient'",
+                                      in_msec(3000), &count, &err),
+                         0);
+        assert_string_equal(PQgetvalue(count, 0, 0), "1");
+        assert_int_equal(database_connect(database, in_msec(3000), &err), 0);
+    }
+    database_free(database);
+}
+
+static void a_named_statement_that_cannot_be_prepared_is_refused_each_time(void **state)
+{
+    struct pg *pg = *state;
+    struct database *database = make_connected(pg->dsn, -1);
+    struct err err = {0};
+    const struct database_query named = {.sql = "SELECT * FROM nothing", .name = "none"};
+
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(database_query(database, &named, in_msec(3000), NULL, &err),
+                         -EIO);
+        assert_string_equal(database_sqlstate(database), "42P01");
+    }
+    assert_int_equal(database_run(database, "SELECT 1", in_msec(3000), NULL, &err), 0);
+    database_free(database);
+}
+
 static void a_connection_lost_at_any_byte_is_only_an_error(void **state)
 {
     struct pg *pg = *state;
@@ -619,6 +666,8 @@ int main(void)
         WITH_PG(rows_come_one_by_one),
         WITH_PG(an_error_after_some_rows_is_an_error),
         WITH_PG(a_pipeline_gives_the_last_answer_or_the_first_error),
+        WITH_PG(a_named_statement_is_prepared_once_a_connection),
+        WITH_PG(a_named_statement_that_cannot_be_prepared_is_refused_each_time),
         WITH_PG(a_connection_lost_at_any_byte_is_only_an_error),
         WITH_PG(a_missing_schema_says_what_to_do),
         WITH_PG(without_memory_nothing_is_lost),

@@ -1,0 +1,2 @@
+-- 0006_bell: a placeholder; takes back nothing.
+SELECT 1;
