@@ -212,6 +212,31 @@ static void many_rows_of_one_transaction_all_arrive(void **state)
     assert_int_equal(wait_for_events(world, 12345), 12345);
 }
 
+/* The plan is kept from a time when the table was empty, and reading all of it looked cheap. */
+static void a_table_that_has_grown_is_not_read_as_a_whole(void **state)
+{
+    struct world *world = *state;
+
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    for (int i = 0; i < 10; i++) {
+        publish(world, "1");
+        assert_int_equal(wait_for_events(world, 1), 1);
+    }
+    pg_run(world->pg.conn,
+           "SELECT gateway.publish_batch(array_agg(text 'c'), array_agg(text 't'), "
+           "array_agg(text '1')) FROM generate_series(1, 20000)");
+    assert_int_equal(wait_for_events(world, 20000), 20000);
+    /* The server counts with a delay. */
+    WAIT_FOR(pg_number(world->pg.conn,
+                       "SELECT sum(idx_tup_read) FROM pg_stat_user_indexes "
+                       "WHERE indexrelname = 'events_by_seq'") >= 20000);
+    assert_in_range(pg_number(world->pg.conn,
+                              "SELECT seq_tup_read FROM pg_stat_user_tables "
+                              "WHERE relname = 'events'"),
+                    0, 20000);
+}
+
 static void a_lost_doorbell_costs_a_second(void **state)
 {
     struct world *world = *state;
@@ -627,6 +652,7 @@ int main(void)
         WITH_PG(an_event_arrives_encoded_and_soon),
         WITH_PG(rows_of_applications_are_numbered_and_arrive),
         WITH_PG(many_rows_of_one_transaction_all_arrive),
+        WITH_PG(a_table_that_has_grown_is_not_read_as_a_whole),
         WITH_PG(a_lost_doorbell_costs_a_second),
         WITH_PG(killed_connections_lose_and_double_nothing),
         WITH_PG(a_frozen_server_is_left_and_what_was_missed_comes),
