@@ -31,7 +31,9 @@
 #define CONNECTIONS_MAX 10000
 #define PIDS_MAX        64
 #define ANSWER_MAX      4096
-#define NUMBER_DIGITS   "12"
+
+/* Of the first event; it grows no digit in any time that somebody waits. */
+#define FIRST_NUMBER 1000000000000
 
 /* Latencies are counted in slots of 4 us, up to 4 s. */
 #define SLOT_USEC 4
@@ -59,7 +61,9 @@ struct post {
     struct client *clients;
     size_t open;
     int epoll_fd;
-    uint64_t number; /* of the newest event */
+    char request[1024]; /* the newest one */
+    size_t request_len;
+    char *last_digit; /* of its event's number */
     bool measuring;
     uint64_t answers;
     uint64_t errors;
@@ -137,14 +141,14 @@ static void fail_client(struct post *post, struct client *client, const char *wh
     post->open--;
 }
 
-static void ask(struct post *post, struct client *client)
+/* The request is the same each time but for the digits of its event's number. */
+static void write_request(struct post *post)
 {
-    char request[1024];
     char body[128];
-    const int body_len = snprintf(
-        body, sizeof(body), "{\"channel\":\"c\",\"data\":{\"n\":%0" NUMBER_DIGITS "llu}}",
-        1000000000000ULL + ++post->number);
-    const int len = snprintf(request, sizeof(request),
+    const int body_len =
+        snprintf(body, sizeof(body), "{\"channel\":\"c\",\"data\":{\"n\":%llu}}",
+                 (unsigned long long)FIRST_NUMBER);
+    const int len = snprintf(post->request, sizeof(post->request),
                              "POST %s HTTP/1.1\r\n"
                              "Host: 127.0.0.1:%d\r\n"
                              "Content-Type: application/json\r\n"
@@ -152,9 +156,23 @@ static void ask(struct post *post, struct client *client)
                              "\r\n%s",
                              post->path, post->port, body_len, body);
 
+    if (len < 0 || (size_t)len >= sizeof(post->request))
+        die("the request is too long");
+    post->request_len = (size_t)len;
+    post->last_digit = post->request + len - strlen("}}") - 1;
+}
+
+static void ask(struct post *post, struct client *client)
+{
+    char *digit = post->last_digit;
+
+    for (; *digit == '9'; digit--)
+        *digit = '0';
+    ++*digit;
     client->have = 0;
     client->sent_usec = now_usec();
-    if (send(client->fd, request, (size_t)len, MSG_NOSIGNAL) != len)
+    if (send(client->fd, post->request, post->request_len, MSG_NOSIGNAL) !=
+        (ssize_t)post->request_len)
         fail_client(post, client, "a request could not be sent whole");
 }
 
@@ -369,6 +387,7 @@ int main(int argc, char **argv)
     post.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (post.clients == NULL || post.slots == NULL || post.epoll_fd < 0)
         die("could not begin");
+    write_request(&post);
     for (size_t i = 0; i < post.connections; i++)
         connect_client(&post, &post.clients[i]);
     measure(&post);
