@@ -94,25 +94,26 @@ static void count_answer(struct publisher *publisher, const struct publish *publ
     }
 }
 
-static void answer(struct publisher *publisher, struct publish *publish,
-                   enum publish_outcome outcome, const char *why)
-{
-    size_t bytes = queue_bytes(publish);
-
-    publish->outcome = outcome;
-    (void)err_set(&publish->err, 0, "%s", why);
-    count_answer(publisher, publish);
-    pthread_mutex_lock(&publisher->lock);
-    publisher->accepted_bytes -= bytes;
-    pthread_mutex_unlock(&publisher->lock);
-    publish->done(publish); /* the submitter's again, and perhaps gone */
-}
-
+/* All of the list. No lock is taken for each: a batch has hundreds. */
 static void answer_all(struct publisher *publisher, struct queue *list,
                        enum publish_outcome outcome, const char *why)
 {
-    for (struct publish *publish; (publish = queue_take(list)) != NULL;)
-        answer(publisher, publish, outcome, why);
+    size_t bytes = 0;
+
+    for (struct publish *publish = list->first; publish != NULL; publish = publish->next)
+        bytes += queue_bytes(publish);
+    pthread_mutex_lock(&publisher->lock);
+    publisher->accepted_bytes -= bytes;
+    pthread_mutex_unlock(&publisher->lock);
+
+    for (struct publish *publish; (publish = queue_take(list)) != NULL;) {
+        publish->outcome = outcome;
+        publish->err.text[0] = '\0';
+        if (why[0] != '\0')
+            (void)err_set(&publish->err, 0, "%s", why);
+        count_answer(publisher, publish);
+        publish->done(publish); /* the submitter's again, and perhaps gone */
+    }
 }
 
 static bool is_late(const struct publisher *publisher, const struct publish *publish)
