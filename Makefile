@@ -218,6 +218,13 @@ $(BUILD)/fuzz_%: tests/fuzz/fuzz_%.c $(ROOMS) $(BUILD)/flags
 	$(Q)$(COMPILE) $(PKG_CFLAGS) -Igateway -fsanitize=fuzzer \
 	    -o $@ $< $(ROOMS) $(LDFLAGS) $(PKG_LIBS)
 
+# -- benchmarks --
+
+$(BUILD)/bench/%.so: tests/bench/%.c $(BUILD)/flags
+	@mkdir -p $(dir $@)
+	$(say) LINK $@
+	$(Q)$(COMPILE) -fPIC -shared -o $@ $<
+
 fuzzers: $(FUZZERS)
 	@tests/fuzz/run $(FUZZ_SECONDS) $(FUZZERS)
 
