@@ -12,7 +12,7 @@ MODULES := \
     base err log clock thread buf stats \
     mailbox poller event json sse keyset ring channels wheel \
     units secret inifile config sockets service \
-    dsn database retry sqlfile migrate listener batch queue publisher \
+    dsn database retry sqlfile migrate bell listener batch queue publisher \
     readers lookup replay retention \
     connection porch lobby stream catchup fanout tour shard \
     cloudevents problem form request page exchange events slowest http \
@@ -217,13 +217,6 @@ $(BUILD)/fuzz_%: tests/fuzz/fuzz_%.c $(ROOMS) $(BUILD)/flags
 	$(say) FUZZ $@
 	$(Q)$(COMPILE) $(PKG_CFLAGS) -Igateway -fsanitize=fuzzer \
 	    -o $@ $< $(ROOMS) $(LDFLAGS) $(PKG_LIBS)
-
-# -- benchmarks --
-
-$(BUILD)/bench/%.so: tests/bench/%.c $(BUILD)/flags
-	@mkdir -p $(dir $@)
-	$(say) LINK $@
-	$(Q)$(COMPILE) -fPIC -shared -o $@ $<
 
 fuzzers: $(FUZZERS)
 	@tests/fuzz/run $(FUZZ_SECONDS) $(FUZZERS)

@@ -25,7 +25,7 @@ struct database {
     struct dsn_settings settings; /* its texts are copies in `texts` */
     char *texts[4];
     int stop_fd;
-    void (*notified)(void *argument, const char *channel);
+    void (*notified)(void *argument, const char *channel, bool own);
     void (*tick)(void *argument);
     void *argument;
     uint64_t ticked_usec;
@@ -218,7 +218,8 @@ static void drain_notifications(struct database *database)
 
     while ((notification = PQnotifies(database->conn)) != NULL) {
         if (database->notified != NULL)
-            database->notified(database->argument, notification->relname);
+            database->notified(database->argument, notification->relname,
+                               notification->be_pid == PQbackendPID(database->conn));
         PQfreemem(notification);
     }
 }

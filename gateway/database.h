@@ -45,7 +45,8 @@ struct database_settings {
     const char *target;   /* target_session_attrs unless the user chose; "any" */
     int stop_fd;          /* readable: give up; -1: never */
 
-    void (*notified)(void *argument, const char *channel); /* may be NULL */
+    /* `own`: this very session has notified. May be NULL. */
+    void (*notified)(void *argument, const char *channel, bool own);
     /* Every 100 ms while an answer is awaited; may be NULL. Not to use the connection. */
     void (*tick)(void *argument);
     void *argument;

@@ -14,6 +14,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "bell.h"
 #include "clock.h"
 #include "database.h"
 #include "event.h"
@@ -54,7 +55,7 @@ struct listener {
     bool started;             /* [listener] the ring has its beginning */
     bool writable;            /* [listener] as of the last look */
     bool fetch_wanted;        /* [listener] a doorbell rang, or a page was full */
-    bool sweep_wanted;        /* [listener] */
+    struct bell bell;         /* [listener] when to sweep */
     bool sweep_first;         /* [listener] even if there is something to fetch */
     bool sweep_full;          /* [listener] the last one, and nothing fetched since */
     bool queue_warned;        /* [listener] */
@@ -146,9 +147,10 @@ static int sweep(struct listener *listener, struct err *err)
     uint64_t now = clock_usec();
     bool stragglers = now >= listener->straggler_usec;
 
-    listener->sweep_wanted = listener->sweep_full = false;
+    listener->sweep_full = false;
     if (stragglers)
         listener->straggler_usec = now + STRAGGLERS_USEC;
+    bell_sweeping(&listener->bell, now);
     int r = ask(listener,
                 stragglers ? "SELECT gateway.sweep(5000, true)"
                            : "SELECT gateway.sweep(5000, false)",
@@ -156,12 +158,12 @@ static int sweep(struct listener *listener, struct err *err)
     if (r < 0)
         return r;
     unsigned long numbered = strtoul(PQgetvalue(result, 0, 0), NULL, 10);
+    bell_swept(&listener->bell, clock_usec(), numbered > 0);
     if (numbered == 0)
         return 0;
     stats_add(listener->settings.stats, STATS_EVENTS_NUMBERED, numbered);
-    listener->fetch_wanted = true;
-    if (numbered >= SWEEP_ROWS)
-        listener->sweep_wanted = listener->sweep_full = true;
+    listener->fetch_wanted = true; /* one's own notification is not heard */
+    listener->sweep_full = numbered >= SWEEP_ROWS;
     return 0;
 }
 
@@ -284,9 +286,8 @@ static int fetch(struct listener *listener, struct err *err)
     note_answer(listener);
     if (listener->fetched >= FETCH_ROWS)
         listener->fetch_wanted = true;
-    if (listener->fetched == 0 && listener->sweep_full)
-        listener->sweep_wanted =
-            false; /* a full batch of rows that somebody has locked */
+    if (listener->fetched > 0 && listener->sweep_full)
+        bell_sweep_soon(&listener->bell, clock_usec()); /* else somebody has locked all */
     listener->sweep_full = false;
     return 0;
 }
@@ -325,18 +326,22 @@ static void be_replaced(struct listener *listener)
         listener->settings.changed(listener->settings.argument);
 }
 
+#define LOOK(duty)                                                                       \
+    "SELECT pg_catalog.pg_is_in_recovery(), "                                            \
+    "pg_catalog.current_setting('transaction_read_only') <> 'off', "                     \
+    "pg_catalog.pg_notification_queue_usage(), i.identity, i.base, "                     \
+    "(SELECT coalesce(max(p.seq), 0) FROM gateway.purges p), "                           \
+    "(SELECT coalesce(max(m.version), 0) FROM gateway.migrations m), " duty              \
+    " FROM gateway.incarnations i ORDER BY i.base DESC LIMIT 1"
+
 /* Proof of life, whether the database takes writes, and whether it is still the same. After a
- * migration the next connection tells what it thinks of it. */
+ * migration the next connection tells what it thinks of it. Who is off duty takes the duty
+ * if nobody has it. */
 static int look(struct listener *listener, const char **ret_reason, struct err *err)
 {
     CLEANUP(database_clear) PGresult *result = NULL;
     int r = ask(listener,
-                "SELECT pg_catalog.pg_is_in_recovery(), "
-                "pg_catalog.current_setting('transaction_read_only') <> 'off', "
-                "pg_catalog.pg_notification_queue_usage(), i.identity, i.base, "
-                "(SELECT coalesce(max(p.seq), 0) FROM gateway.purges p), "
-                "(SELECT coalesce(max(m.version), 0) FROM gateway.migrations m) "
-                "FROM gateway.incarnations i ORDER BY i.base DESC LIMIT 1",
+                listener->bell.state == BELL_OFF_DUTY ? LOOK(BELL_DUTY) : LOOK("'f'"),
                 QUERY_USEC, &result, err);
 
     if (r < 0)
@@ -352,6 +357,8 @@ static int look(struct listener *listener, const char **ret_reason, struct err *
     bool read_only = PQgetvalue(result, 0, 1)[0] == 't';
     look_at_queue(listener, strtod(PQgetvalue(result, 0, 2), NULL));
     listener->writable = !standby && !read_only;
+    if (PQgetvalue(result, 0, 7)[0] == 't')
+        bell_on_duty(&listener->bell, clock_usec());
     listener->look_usec = clock_usec() + LOOK_USEC;
     *ret_reason = standby     ? "the database is a standby"
                   : read_only ? "the database is read-only"
@@ -447,6 +454,18 @@ static int find_place(struct listener *listener, struct err *err)
     return 0;
 }
 
+/* sweep() wants READ COMMITTED, and the server's default may be another one. The plan of
+ * fetch() is kept: it must be a walk along the index in any case, also if it is made while the
+ * table is small, when reading all of it and sorting looks cheaper. And the server shall notice
+ * soon when this gateway is gone without a word, and the duty is free. */
+#define SET_UP                                                                           \
+    "SELECT pg_catalog.set_config('default_transaction_isolation', 'read committed', "   \
+    "false), pg_catalog.set_config('enable_sort', 'off', false), "                       \
+    "pg_catalog.set_config('tcp_keepalives_idle', '5', false), "                         \
+    "pg_catalog.set_config('tcp_keepalives_interval', '2', false), "                     \
+    "pg_catalog.set_config('tcp_keepalives_count', '3', false), "                        \
+    "pg_catalog.set_config('tcp_user_timeout', '9000', false)"
+
 /* LISTEN is committed before the first snapshot of the catch-up is taken: what commits in
  * between is in the one or rings the bell, and nothing falls between them. */
 static int begin_listening(struct listener *listener, struct err *err)
@@ -456,13 +475,9 @@ static int begin_listening(struct listener *listener, struct err *err)
     int r = database_check_schema(database, listener->settings.schema_version,
                                   clock_usec() + QUERY_USEC, err);
 
-    if (r == 0) /* sweep() wants it, and the server's default may be another one */
-        r = ask(listener, "SET default_transaction_isolation = 'read committed'",
-                QUERY_USEC, NULL, err);
-    /* The plan of fetch() is kept. It must be a walk along the index in any case, also if it
-     * is made while the table is small, when reading all of it and sorting looks cheaper. */
+    bell_reset(&listener->bell); /* the locks were the old session's */
     if (r == 0)
-        r = ask(listener, "SET enable_sort = off", QUERY_USEC, NULL, err);
+        r = ask(listener, SET_UP, QUERY_USEC, NULL, err);
     if (r == 0)
         r = ask(listener, "LISTEN gateway_events", QUERY_USEC, NULL, err);
     if (r == 0)
@@ -505,15 +520,36 @@ static int open_connection(struct listener *listener, struct err *err)
 
 /* ---- the thread ---- */
 
-static void on_notification(void *argument, const char *channel)
+/* After a sweep of one's own it is fetched anyway. */
+static void on_notification(void *argument, const char *channel, bool own)
 {
     struct listener *listener = argument;
 
     stats_add(listener->settings.stats, STATS_LISTENER_NOTIFICATIONS, 1);
     if (strcmp(channel, "gateway_wake") == 0)
-        listener->sweep_wanted = true;
-    else
+        bell_rung(&listener->bell, clock_usec());
+    else if (!own)
         listener->fetch_wanted = true;
+}
+
+/* Returns 1 if something has been done. A sweep waits for what is to be fetched. */
+static int mind_bell(struct listener *listener, struct err *err)
+{
+    const enum bell_step step =
+        listener->writable ? bell_next(&listener->bell, clock_usec()) : BELL_WAIT;
+    int r;
+
+    if (step == BELL_WAIT ||
+        (step == BELL_SWEEP && listener->fetch_wanted && !listener->sweep_first))
+        return 0;
+    if (step == BELL_SWEEP) {
+        listener->sweep_first = false;
+        r = sweep(listener, err);
+    } else {
+        r = bell_turn(&listener->bell, listener->database, clock_usec() + QUERY_USEC,
+                      err);
+    }
+    return r < 0 ? r : 1;
 }
 
 /* Once a second everything is asked for that a lost doorbell would have asked for. What
@@ -525,8 +561,8 @@ static int serve(struct listener *listener, struct err *err)
     const char *reason;
 
     if (clock_usec() >= listener->look_usec) {
-        listener->sweep_wanted = listener->fetch_wanted = true;
-        listener->sweep_first = true;
+        listener->fetch_wanted = listener->sweep_first = true;
+        bell_sweep_soon(&listener->bell, clock_usec());
         int r = look(listener, &reason, err);
         if (r == 0 && listener->purged > listener->last_seq)
             return events_are_missing(err);
@@ -534,14 +570,15 @@ static int serve(struct listener *listener, struct err *err)
             set_status(listener, true, listener->writable, reason);
         return r;
     }
-    if (listener->sweep_wanted && listener->writable &&
-        (listener->sweep_first || !listener->fetch_wanted)) {
-        listener->sweep_first = false;
-        return sweep(listener, err);
-    }
+    int r = mind_bell(listener, err);
+    if (r != 0)
+        return r;
     if (listener->fetch_wanted)
         return fetch(listener, err);
-    return database_wait(listener->database, -1, listener->look_usec, err);
+    uint64_t until = listener->look_usec;
+    if (listener->writable)
+        until = MIN(until, bell_due(&listener->bell));
+    return database_wait(listener->database, -1, until, err);
 }
 
 static void turn(struct listener *listener)

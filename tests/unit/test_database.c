@@ -11,10 +11,12 @@
 
 static char heard[8][32];
 static int heard_count;
+static int heard_own; /* of these, from the session itself */
 
-static void on_heard(void *argument, const char *channel)
+static void on_heard(void *argument, const char *channel, bool own)
 {
     (void)argument;
+    heard_own += own;
     if (heard_count < (int)ARRAY_SIZE(heard))
         snprintf(heard[heard_count], sizeof(heard[0]), "%s", channel);
     heard_count++;
@@ -31,7 +33,7 @@ static struct database *make(const char *dsn, int stop_fd)
     });
 
     assert_non_null(database);
-    heard_count = 0;
+    heard_count = heard_own = 0;
     return database;
 }
 
@@ -292,12 +294,14 @@ static void notifications_that_come_with_an_answer_are_heard(void **state)
     assert_int_equal(database_run(database, "NOTIFY bell", in_msec(3000), NULL, NULL), 0);
     assert_int_equal(heard_count, 1);
     assert_string_equal(heard[0], "bell");
+    assert_int_equal(heard_own, 1);
 
     pg_run(pg->conn, "NOTIFY bell");
     while (heard_count < 2) {
         r = database_wait(database, -1, in_msec(5000), NULL);
         assert_int_equal(r, 0);
     }
+    assert_int_equal(heard_own, 1);
     database_free(database);
 }
 

@@ -248,6 +248,204 @@ static void a_lost_doorbell_costs_a_second(void **state)
     wait_for_events(world, 1);
 }
 
+/* ---- the bell ---- */
+
+#define INSERT "INSERT INTO gateway.events (data) VALUES ('1')"
+
+static long long locks(struct world *world, int key, const char *mode)
+{
+    char sql[300];
+
+    snprintf(sql, sizeof(sql),
+             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND "
+             "objid = %d AND mode = '%s' AND database = (SELECT oid FROM pg_database "
+             "WHERE datname = current_database())",
+             key, mode);
+    return pg_number(world->pg.conn, sql);
+}
+
+static bool is_asleep(struct world *world)
+{
+    return locks(world, 3, "ExclusiveLock") == 1;
+}
+
+static int rings(PGconn *conn)
+{
+    PGnotify *notification;
+    int count = 0;
+
+    pg_run(conn, "SELECT 1");
+    while ((notification = PQnotifies(conn)) != NULL) {
+        count++;
+        PQfreemem(notification);
+    }
+    return count;
+}
+
+/* How long `count` rows take in all, each written when the one before has come. */
+static uint64_t time_rows(struct world *world, PGconn *conn, const char *sql, int count)
+{
+    uint64_t sum = 0;
+
+    for (int i = 0; i < count; i++) {
+        usleep(37000); /* not in step with the once-a-second look */
+        uint64_t begin = clock_usec();
+        pg_run(conn, sql);
+        wait_for_events(world, 1);
+        sum += clock_usec() - begin;
+    }
+    return sum;
+}
+
+static void asleep_it_is_rung_for_and_awake_it_is_not(void **state)
+{
+    struct world *world = *state;
+    PGconn *ear = pg_connect(world->pg.dsn);
+
+    pg_run(ear, "LISTEN gateway_wake");
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world) && is_asleep(world));
+    pg_run(world->pg.conn, INSERT);
+    wait_for_events(world, 1);
+    assert_int_equal(rings(ear), 1);
+
+    for (int i = 0; i < 3000; i++)
+        pg_run(world->pg.conn, INSERT);
+    wait_for_events(world, 3000);
+    assert_in_range(rings(ear), 4, 1000); /* some before it was up; then none */
+    WAIT_FOR(is_asleep(world));
+    pg_run(world->pg.conn, INSERT);
+    wait_for_events(world, 1);
+    assert_true(rings(ear) >= 1);
+    PQfinish(ear);
+}
+
+/* Transactions that have been told not to ring: the sweeper does not lie down until their
+ * rows can be seen. Nobody rings meanwhile; what others write comes by the poll. */
+static void who_was_told_not_to_ring_does_not_wait_for_the_look(void **state)
+{
+    struct world *world = *state;
+    PGconn *open = pg_connect(world->pg.dsn);
+
+    pg_run(open, "BEGIN; SET CONSTRAINTS ALL IMMEDIATE; " INSERT);
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    usleep(1500000); /* as slow as it ever polls */
+    assert_false(is_asleep(world));
+    assert_in_range(time_rows(world, world->pg.conn, INSERT, 8), 0, 8 * 300000);
+    uint64_t begin = clock_usec();
+    pg_run(open, "COMMIT");
+    wait_for_events(world, 1);
+    assert_in_range(clock_usec() - begin, 0, 900000);
+    WAIT_FOR(is_asleep(world));
+    PQfinish(open);
+}
+
+/* A transaction that is open for long rings when it is committed. */
+static void a_long_transaction_keeps_nobody_awake_and_comes_at_once(void **state)
+{
+    struct world *world = *state;
+    PGconn *open[8];
+    uint64_t sum = 0;
+
+    for (int i = 0; i < 8; i++) {
+        open[i] = pg_connect(world->pg.dsn);
+        pg_run(open[i], "BEGIN; " INSERT);
+    }
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world) && is_asleep(world));
+    for (int i = 0; i < 8; i++) {
+        usleep(37000);
+        uint64_t begin = clock_usec();
+        pg_run(open[i], "COMMIT");
+        wait_for_events(world, 1);
+        sum += clock_usec() - begin;
+        PQfinish(open[i]);
+    }
+    assert_in_range(sum, 0, 8 * 300000);
+}
+
+/* Of two, one has the duty. When it is gone the other one takes it over. */
+static void the_duty_passes_on(void **state)
+{
+    struct world *world = *state;
+    struct ring *ring = world->ring;
+
+    world->ring = ring_new(MIB, 1); /* the first one's own */
+    assert_non_null(world->ring);
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world) && is_asleep(world));
+    struct listener *first = world->listener;
+    struct ring *first_ring = world->ring;
+    world->ring = ring;
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    assert_int_equal(locks(world, 4, "ExclusiveLock"), 1);
+    listener_stop(first);
+    pg_run(world->pg.conn, INSERT);
+    WAIT_FOR(is_asleep(world));
+    assert_int_equal(locks(world, 4, "ExclusiveLock"), 1);
+    wait_for_events(world, 1);
+    assert_in_range(time_rows(world, world->pg.conn, INSERT, 8), 0, 8 * 300000);
+    listener_free(first);
+    ring_free(first_ring);
+}
+
+/* One that has the duty, and is frozen while it sleeps, is rung for in vain: the other one
+ * hears it too. */
+static void off_duty_it_hears_what_the_one_on_duty_does_not(void **state)
+{
+    struct world *world = *state;
+    PGconn *frozen = pg_connect(world->pg.dsn);
+
+    pg_run(frozen, "SELECT pg_advisory_lock(1885827955, 3), "
+                   "pg_advisory_lock(1885827955, 4)");
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    assert_in_range(time_rows(world, world->pg.conn, INSERT, 8), 0, 8 * 300000);
+    PQfinish(frozen);
+    WAIT_FOR(is_asleep(world));
+}
+
+/* The worst: frozen while it polled. Nobody rings, and the look once a second finds it. */
+static void frozen_on_duty_and_awake_costs_a_second(void **state)
+{
+    struct world *world = *state;
+    PGconn *frozen = pg_connect(world->pg.dsn);
+
+    pg_run(frozen, "SELECT pg_advisory_lock(1885827955, 4)");
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    for (int i = 0; i < 3; i++)
+        assert_in_range(time_rows(world, world->pg.conn, INSERT, 1), 0, 1900000);
+    PQfinish(frozen);
+    WAIT_FOR(is_asleep(world));
+}
+
+static long long transactions(struct world *world)
+{
+    char sql[200];
+
+    snprintf(
+        sql, sizeof(sql),
+        "SELECT pg_stat_get_db_xact_commit(oid) FROM pg_database WHERE datname = '%s'",
+        world->pg.name);
+    return pg_number(world->pg.admin, sql);
+}
+
+/* What happens in the world's database meanwhile is the listener's alone. */
+static void an_idle_database_stays_idle(void **state)
+{
+    struct world *world = *state;
+
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world) && is_asleep(world));
+    sleep(3); /* what counts is reported with a delay, once a second */
+    const long long before = transactions(world);
+    sleep(4);
+    assert_in_range(transactions(world) - before, 3, 17); /* three a second */
+}
+
 /* Publishes on a thread of its own while the connections are being killed. */
 struct writer {
     struct world *world;
@@ -654,6 +852,13 @@ int main(void)
         WITH_PG(many_rows_of_one_transaction_all_arrive),
         WITH_PG(a_table_that_has_grown_is_not_read_as_a_whole),
         WITH_PG(a_lost_doorbell_costs_a_second),
+        WITH_PG(asleep_it_is_rung_for_and_awake_it_is_not),
+        WITH_PG(who_was_told_not_to_ring_does_not_wait_for_the_look),
+        WITH_PG(a_long_transaction_keeps_nobody_awake_and_comes_at_once),
+        WITH_PG(the_duty_passes_on),
+        WITH_PG(off_duty_it_hears_what_the_one_on_duty_does_not),
+        WITH_PG(frozen_on_duty_and_awake_costs_a_second),
+        WITH_PG(an_idle_database_stays_idle),
         WITH_PG(killed_connections_lose_and_double_nothing),
         WITH_PG(a_frozen_server_is_left_and_what_was_missed_comes),
         WITH_PG(stopping_while_frozen_is_quick),
