@@ -3,7 +3,7 @@ the status is 1 when something could not be measured, or a message was missing.
 
     BENCH_ROWS     which rows, by name; all unless given. BENCH_ROWS=list says what there is
     BENCH_ROUNDS   how often each server has its turn (3)
-    BENCH_SECONDS  for how long it is measured each time (2.5); some rows take more or less
+    BENCH_SECONDS  for how long it is measured each time (2); some rows take more or less
 """
 
 import argparse
@@ -40,7 +40,7 @@ def arguments():
                         help="the file for machines; the table is put beside it as .txt")
     parser.add_argument("--rounds", type=int, default=int(os.environ.get("BENCH_ROUNDS") or 3))
     parser.add_argument("--seconds", type=float,
-                        default=float(os.environ.get("BENCH_SECONDS") or 2.5))
+                        default=float(os.environ.get("BENCH_SECONDS") or 2))
     return parser.parse_args()
 
 

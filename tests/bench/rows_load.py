@@ -44,7 +44,7 @@ def all_1000(bench):
 @row("all-10000", "CPU a delivered message: 10 000 subscribers, all get each event",
      "8 events/s, likewise. Complete: from the POST until the last of the 10 000 has the event")
 def all_10000(bench):
-    load = Load(10000, 8, seconds=1.6)
+    load = Load(10000, 8, seconds=2)
     found = alternate(bench, "all-10000", same_load(load, "bare", "gateway", "nchan", "node"),
                       {"nchan": 2, "node": 1})
     complete = lambda result: result["complete_usec"]["p99"] / 1000  # noqa: E731

@@ -201,9 +201,16 @@ class Ring(Server):
 
     kind, title = "bare", "no database"
 
+    def __init__(self, world, settings=None):
+        self.settings = settings or {}
+        super().__init__(world)
+
     def start(self):
         self.port, self.feed = free_port(), free_port()
-        self.run([program("ring"), "--port", self.port, "--publish-port", self.feed])
+        command = [program("ring"), "--port", self.port, "--publish-port", self.feed]
+        for name, value in self.settings.items():
+            command += ["--set", f"{name}={value}"]
+        self.run(command)
 
     def load_arguments(self):
         return [*super().load_arguments(), "--publish-port", self.feed]
