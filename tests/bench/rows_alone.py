@@ -96,7 +96,7 @@ def publisher(bench):
 
 def inserts(bench, slow, target):
     raw = measurement("inserts").measure(
-        slow=slow, rounds=bench.rounds, seconds=max(1, round(bench.seconds)),
+        slow=slow, rounds=bench.rounds, seconds=max(1, round(1.5 * bench.seconds)),
         situations=("without", "one"), say=lambda line: say(f"inserts: {line}"))
     line = figures.Check(f"{INSERT_CLIENTS} clients, rows a second", raw["one"]["per_second"], "",
                          "without", raw["without"]["per_second"], raw["one"]["ratio"], ">=", target)
