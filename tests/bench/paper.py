@@ -84,6 +84,6 @@ def text(results):
         return [HEADING, f"  not computed: the row {missing} was not measured"]
     return [HEADING, *(f"  {what:62}{figure:>12}  ({row})" for what, figure, row in lines),
             *textwrap.wrap(
-                "The database's share is computed as if every event came in a POST and a batch of"
-                " its own, as at the 500 events/s of the row; batches make it less.",
+                "The database's share is that of the row at the same 1 000 events/s, one to a POST,"
+                " and as much for each further gateway as one more has cost there.",
                 110, initial_indent="  · ", subsequent_indent="    ")]

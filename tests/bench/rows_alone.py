@@ -190,7 +190,7 @@ def two_gateways(bench):
 
 
 @row("listeners", "What one more gateway costs the database, for each event",
-     "500 events/s POSTed to the first of 1, 2 and 4 gateways; CPU time of all of PostgreSQL's"
+     "1 000 events/s POSTed to the first of 1, 2 and 4 gateways; CPU time of all of PostgreSQL's"
      " processes over the events")
 def listeners(bench):
     return scale.listeners(bench)
