@@ -88,7 +88,7 @@ def publisher(bench):
         raw = run("publisher", "--dsn", database.dsn, "--seconds", max(1, round(bench.seconds / 2)),
                   "--rounds", bench.rounds, timeout=120)
     finally:
-        database.drop()
+        bench.world.drop(database)
     line = figures.Check("durable events a second", raw["events_per_second"], "", "inserts",
                          raw["inserts_per_second"], raw["ratio"], ">=", 15)
     return [line], raw

@@ -26,7 +26,7 @@ def gateways(bench, count):
     """So many on one database."""
     with contextlib.ExitStack() as stack:
         database = bench.world.database()
-        stack.callback(database.drop)
+        stack.callback(bench.world.drop, database)
         yield [stack.enter_context(bench.world.start("gateway", database=database))
                for _ in range(count)]
 

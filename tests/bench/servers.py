@@ -4,6 +4,7 @@
 thread or process that sends, access logs off, and room for 19 000 subscribers.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -100,6 +101,12 @@ class World:
         """A new one with the schema and no event."""
         name = f"b{next(self._numbers)}"
         return self.cluster.create_database(name, template="pristine")
+
+    @staticmethod
+    def drop(database):
+        """Interrupted from the terminal, PostgreSQL ends by itself, and with it the database."""
+        with contextlib.suppress(psycopg.OperationalError):
+            database.drop()
 
     def node_packages(self):
         """Where Node.js finds `pg`."""
@@ -244,7 +251,7 @@ class GatewayServer(Server):
             if self.gateway is not None and self.gateway.process.poll() is None:
                 self.gateway.kill()
             if self.database is not None and self.own_database:
-                self.database.drop()
+                self.world.drop(self.database)
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -330,7 +337,7 @@ class Node(Server):
     def stop(self):
         super().stop()
         if self.database is not None:
-            self.database.drop()
+            self.world.drop(self.database)
 
 
 DEBIAN_NODE_PACKAGES = Path("/usr/share/nodejs")
