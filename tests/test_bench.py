@@ -10,13 +10,14 @@ import sys
 from bench import figures, paper, table
 from bench.rows import ROWS
 from harness.tools import REPOSITORY, find_gateway
+from harness.waiting import scaled
 
 
 def run_bench(tmp_path, rows, binary=None, **env):
     """One run in a process of its own; it and what it wrote."""
     done = subprocess.run(
         [sys.executable, "-B", "-m", "bench", "--result", str(tmp_path / "bench.json")],
-        cwd=REPOSITORY / "tests", capture_output=True, text=True, timeout=120,
+        cwd=REPOSITORY / "tests", capture_output=True, text=True, timeout=scaled(240),
         env={**os.environ, "PGSSE_BINARY": str(binary or find_gateway()), "BENCH_ROWS": rows,
              "BENCH_ROUNDS": "1", "BENCH_SECONDS": "1", **env})
     return done, json.loads((tmp_path / "bench.json").read_text())
@@ -85,12 +86,12 @@ def test_a_row_without_its_program_is_not_measured_and_the_status_says_so(tmp_pa
 
 
 def test_a_row_is_measured_and_written_down(tmp_path):
-    done, result = run_bench(tmp_path, "listeners")
+    done, result = run_bench(tmp_path, "publisher")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == (tmp_path / "bench.txt").read_text()
-    assert set(result["rows"][0]["raw"]) == {"1", "2", "4"}
-    assert all(line["value"] > 0 for line in result["rows"][0]["lines"]
-               if line["what"] != "each one more")
+    line, = result["rows"][0]["lines"]
+    assert line["verdict"] in ("met", "missed")
+    assert line["value"] == result["rows"][0]["raw"]["events_per_second"] > 0
 
 
 def test_an_unknown_row_is_refused():
