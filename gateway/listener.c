@@ -39,9 +39,9 @@
 /* A ring begins with so many events at the most, if there is room for them. */
 #define RECENT_EVENTS 20000
 
-/* Long fetches reach the readers while they last, and count as a sign of life. */
-#define WAKE_FRAMES 64
-#define WAKE_BYTES  MIB
+/* Long fetches reach the readers while they last, and count as a sign of life. Short ones go
+ * out in one piece, with one send to each subscriber. */
+#define WAKE_BYTES (256 * KIB)
 
 #define QUEUE_USAGE_WARNING 0.5
 
@@ -214,8 +214,7 @@ static int push_row(void *argument, const PGresult *row)
     listener->last_seq = event.seq;
     listener->fetched++;
     listener->unannounced_bytes += weight;
-    if (listener->fetched % WAKE_FRAMES == 0 ||
-        listener->unannounced_bytes >= WAKE_BYTES) {
+    if (listener->unannounced_bytes >= WAKE_BYTES) {
         ring_wake(listener->settings.ring);
         note_answer(listener);
         listener->unannounced_bytes = 0;

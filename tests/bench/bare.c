@@ -4,7 +4,7 @@
  *     bare PORT
  *
  * GET /events?channel=NAME subscribes; POST /events?channel=NAME is a body whose every line is
- * the data of one event. An event becomes the same bytes that the gateway sends, once, and one
+ * the data of one event, POST /events one whose lines are {"channel":"NAME","data":DATA}. An event becomes the same bytes that the gateway sends, once, and one
  * send(2) takes all events of a POST to each subscriber of its channel. What a socket does not
  * take is kept for it. No checks, no heartbeat, no resume, no database, no limits: nobody
  * would run this, and nobody can do much better than it on one thread with sockets.
@@ -133,6 +133,7 @@ static void flush(struct client *client)
     client->len = client->out = client->room = 0;
 }
 
+/* Lines for one channel. */
 static void publish(struct topic *topic, const char *body, size_t len)
 {
     buf_reset(&frames);
@@ -150,6 +151,23 @@ static void publish(struct topic *topic, const char *body, size_t len)
         die("memory");
     for (struct client *client = topic->first; client != NULL; client = client->next)
         deliver(client, frames.data, frames.len);
+}
+
+/* A line for each channel. */
+static void publish_each(const char *body, size_t len)
+{
+    static const char channel[] = "{\"channel\":\"", data[] = "\",\"data\":";
+
+    for (const char *const end = body + len; body < end;) {
+        const char *stop = memchr(body, '\n', (size_t)(end - body));
+        const char *name = body + sizeof(channel) - 1;
+        const size_t name_len = strcspn(name, "\"");
+        const char *value = name + name_len + sizeof(data) - 1;
+
+        stop = stop != NULL ? stop : end;
+        publish(find_topic(name, name_len), value, (size_t)(stop - value) - 1);
+        body = stop + 1;
+    }
 }
 
 /* -- requests -- */
@@ -178,13 +196,12 @@ static bool take_request(struct client *client)
         return false;
     *head_end = '\0';
     const char *name = strstr(client->bytes, query);
-    if (name == NULL) {
-        errno = EPROTO;
-        die("request");
+    struct topic *topic = NULL;
+    if (name != NULL) {
+        name += strlen(query);
+        topic = find_topic(name, strcspn(name, " "));
     }
-    name += strlen(query);
-    struct topic *topic = find_topic(name, strcspn(name, " "));
-    if (client->bytes[0] == 'G') {
+    if (client->bytes[0] == 'G' && topic != NULL) {
         subscribe(client, topic);
         return false;
     }
@@ -195,7 +212,10 @@ static bool take_request(struct client *client)
         *head_end = '\r';
         return false;
     }
-    publish(topic, client->bytes + head_len, body_len);
+    if (topic != NULL)
+        publish(topic, client->bytes + head_len, body_len);
+    else
+        publish_each(client->bytes + head_len, body_len);
     client->len -= head_len + body_len;
     memmove(client->bytes, client->bytes + head_len + body_len, client->len);
     if (send(client->fd, ANSWER, strlen(ANSWER), MSG_NOSIGNAL) < 0)

@@ -410,7 +410,7 @@ static void usage(FILE *out)
         "                       channel k mod N\n"
         "  --prefix TEXT        c; the channels' names, before their number\n"
         "  --rate N             events a second, 10\n"
-        "  --burst N            events in one POST, 1; needs --channels 1 where more\n"
+        "  --burst N            events in one POST, 1\n"
         "  --warmup SECONDS     1\n"
         "  --seconds SECONDS    5, of publishing that is measured\n"
         "  --patience SECONDS   15, without a delivery, until the rest is called "
@@ -511,7 +511,6 @@ static void take_arguments(struct load *load, int argc, char **argv)
     if (load->posting.dialect == NULL || load->plan.port == 0 ||
         load->plan.channels == 0 || load->subscribers < load->plan.channels ||
         load->posting.burst == 0 || load->posting.rate <= 0 ||
-        (load->posting.burst > 1 && load->plan.channels > 1) ||
         (load->storm_count > 0 && load->plan.sampled) || load->storm_count > CROWD_MAX ||
         load->subscribers > (CROWDS_MAX - 1) * CROWD_MAX) {
         usage(stderr);

@@ -24,16 +24,18 @@ function subscribe(channel, response) {
     response.on("close", () => subscribers.get(channel).delete(response));
 }
 
-// One event a line.
+// One event a line: its data, or an event with its channel.
 async function publish(channel, request, response) {
     let body = "";
     request.setEncoding("utf8");
     for await (const part of request) body += part;
-    await pool.query(
-        `SELECT pg_notify('events', json_build_object('channel', $1::text, 'data', line)::text)
-         FROM unnest($2::text[]) AS line`,
-        [channel, body.split("\n").filter((line) => line)],
-    );
+    const lines = body.split("\n").filter((line) => line);
+    const events = lines.map((line) => {
+        if (channel) return JSON.stringify({ channel, data: line });
+        const event = JSON.parse(line);
+        return JSON.stringify({ channel: event.channel, data: JSON.stringify(event.data) });
+    });
+    await pool.query("SELECT pg_notify('events', event) FROM unnest($1::text[]) AS event", [events]);
     response.writeHead(204).end();
 }
 

@@ -44,7 +44,7 @@ int posting_connect(struct posting *posting)
                                    .sin_addr = {.s_addr = htonl(INADDR_LOOPBACK)}};
     const int one = 1;
 
-    if (posting->burst * EVENT_BYTES > REQUEST_BYTES)
+    if ((posting->burst + 1) * EVENT_BYTES > REQUEST_BYTES)
         return fail("so many events do not fit into one request");
     posting->request = malloc(REQUEST_BYTES);
     posting->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -101,34 +101,51 @@ int posting_look(struct posting *posting)
 
 /* -- requests -- */
 
-/* Adds a request with `count` events, from `first` on, all of one channel. */
+/* A line for one event: its data, or, where each goes to another channel, an event with its
+ * channel. */
+static size_t add_event(const struct posting *posting, char *text, uint64_t number,
+                        unsigned long long now, bool with_channel, const char *end)
+{
+    size_t len = 0;
+
+    posting->sent_usec[number] = now;
+    if (with_channel)
+        len = (size_t)snprintf(text, EVENT_BYTES,
+                               "{\"channel\":\"%s%u\",\"data\":", posting->prefix,
+                               (unsigned)(number % posting->channels));
+    return len + (size_t)snprintf(text + len, EVENT_BYTES - len, CROWD_DATA "%s%s",
+                                  (unsigned long long)number, now, TEXT,
+                                  with_channel ? "}" : "", end);
+}
+
+/* Adds a request with `count` events, from `first` on. */
 static size_t add_request(const struct posting *posting, size_t len, uint64_t first,
                           unsigned count)
 {
     const bool lines = posting->dialect->batches;
+    const bool spread = count > 1 && posting->channels > 1;
     const unsigned long long now = figures_now_usec();
-    char data[EVENT_BYTES], path[128];
+    static char body[REQUEST_BYTES];
+    char path[128] = "/events";
+    size_t body_len = 0;
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
-    (void)snprintf(path, sizeof(path), posting->dialect->publish, posting->prefix,
-                   (unsigned)(first % posting->channels));
+    if (!spread)
+        (void)snprintf(path, sizeof(path), posting->dialect->publish, posting->prefix,
+                       (unsigned)(first % posting->channels));
 #pragma GCC diagnostic pop
-    const size_t data_len = (size_t)snprintf(data, sizeof(data), CROWD_DATA,
-                                             (unsigned long long)first, now, TEXT);
-    len += (size_t)snprintf(
-        posting->request + len, REQUEST_BYTES - len,
-        "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%u\r\nContent-Type: %s\r\n"
-        "Content-Length: %zu\r\n\r\n",
-        path, posting->port, lines ? "application/x-ndjson" : "application/json",
-        lines ? count * (data_len + 1) : data_len);
-    for (unsigned i = 0; i < count; i++) {
-        posting->sent_usec[first + i] = now;
-        len += (size_t)snprintf(posting->request + len, REQUEST_BYTES - len,
-                                lines ? CROWD_DATA "\n" : CROWD_DATA,
-                                (unsigned long long)first + i, now, TEXT);
-    }
-    return len;
+    for (unsigned i = 0; i < count; i++)
+        body_len += add_event(posting, body + body_len, first + i, now, spread,
+                              lines ? "\n" : "");
+    len +=
+        (size_t)snprintf(posting->request + len, REQUEST_BYTES - len,
+                         "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%u\r\nContent-Type: %s\r\n"
+                         "Content-Length: %zu\r\n\r\n",
+                         path, posting->port,
+                         lines ? "application/x-ndjson" : "application/json", body_len);
+    memcpy(posting->request + len, body, body_len);
+    return len + body_len;
 }
 
 static int send_all(struct posting *posting, size_t len)
