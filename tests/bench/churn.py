@@ -28,8 +28,8 @@ HOUR = 3600
 
 
 def slope(samples):
-    """Bytes an hour, by the medians of all pairs (Theil and Sen): a single step, or a
-    momentary peak, does not make a trend."""
+    """Bytes an hour, by the medians of all pairs (Theil and Sen): a momentary peak, or a
+    step near one end, does not make a trend."""
     if len(samples) < 4:
         raise ValueError("too few samples for a slope")
     thin = samples[::max(1, len(samples) // 300)]

@@ -10,14 +10,10 @@ do, and is asleep when an event comes.
 """
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
-
-from harness.tools import REPOSITORY
 
 from . import ground
+from .programs import run
 
 
 class TellingCluster(ground.DurableCluster):
@@ -26,18 +22,9 @@ class TellingCluster(ground.DurableCluster):
     settings = {**ground.DurableCluster.settings, "track_commit_timestamp": "on"}
 
 
-def program():
-    return Path(os.environ.get("PGSSE_BENCH", REPOSITORY / "build" / "bench")) / "latency"
-
-
 def measure(gateway, database, count=300):
     """Microseconds, of a started gateway on a TellingCluster."""
-    done = subprocess.run([program(), str(gateway.port), database.dsn, str(count)],
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          timeout=60 + count)
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr)
-    return json.loads(done.stdout)
+    return run("latency", gateway.port, database.dsn, count, timeout=60 + count)
 
 
 def measure_alone(count=300):

@@ -1,0 +1,39 @@
+"""The bench's measurements in Python, in short: what they find must be what is there."""
+
+import pytest
+from bench import churn, latency, memory, start
+
+
+def test_a_slope_is_found_under_noise_and_a_late_step_is_none():
+    noise = [0, 4096, -8192, 4096, 0, 12288]
+    rising = [(n, 10**6 + 100 * n + noise[n % 6]) for n in range(600)]
+    level = [(n, 10**6 + (n > 540) * 10**6 + noise[n % 6]) for n in range(600)]
+    assert churn.slope(rising) == pytest.approx(100 * 3600, rel=0.05)
+    assert abs(churn.slope(level)) < 20 * 3600
+
+
+def test_a_subscriber_who_is_refused_is_not_counted(gateway):
+    with memory.Holder(gateway.address) as holder:
+        with pytest.raises(RuntimeError, match="not a stream"):
+            holder.connect([memory.chrome_header("/events?channel=a%00b")])
+
+
+def test_who_leaves_and_comes_back_leaves_nothing_open(pg, gateway_factory):
+    gateway = gateway_factory(pg, churn.SETTINGS)
+    figures = churn.measure(gateway, seconds=8, subscribers=50, rate=50)
+    assert figures["departures"] > 20 and figures["posts"] > 5
+    assert abs(figures["descriptors_more"]) < 5
+
+
+def test_the_latency_of_every_event_is_taken():
+    figures = latency.measure_alone(10)
+    for name in ("post", "insert"):
+        commit, sent = (figures[name][what] for what in ("commit", "sent"))
+        assert 0 < commit["p50"] <= sent["max"]
+        assert commit["p50"] < 5_000_000
+
+
+def test_the_start_on_a_filled_table_is_timed():
+    figures = start.measure(rows=2000, starts=1)
+    assert 0 < figures["ready_msec"] < 30_000
+    assert 0 < figures["cold_ready_msec"] < 30_000
