@@ -214,10 +214,9 @@ class Ring(Server):
 
     def start(self):
         self.port, self.feed = free_port(), free_port()
-        command = [program("ring"), "--port", self.port, "--publish-port", self.feed]
-        for name, value in self.settings.items():
-            command += ["--set", f"{name}={value}"]
-        self.run(command)
+        settings = [word for name, value in self.settings.items()
+                    for word in ("--set", f"{name}={value}")]
+        self.run([program("ring"), "--port", self.port, "--publish-port", self.feed, *settings])
 
     def load_arguments(self):
         return [*super().load_arguments(), "--publish-port", self.feed]
