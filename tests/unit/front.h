@@ -31,7 +31,7 @@
 #define FRONT_UNUSED __attribute__((unused))
 
 /* Whoever waits longer than this waits in vain. */
-#define FRONT_PATIENCE_USEC (20 * USEC_PER_SEC)
+#define FRONT_PATIENCE_USEC (60 * USEC_PER_SEC)
 
 /* FRONT_WAIT_FOR(condition): looks until it holds. */
 #define FRONT_WAIT_FOR(condition)                                                        \

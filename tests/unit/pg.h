@@ -158,10 +158,10 @@ PG_UNUSED static long long pg_kill(const struct pg *pg, const char *door)
     return pg_number(pg->admin, sql);
 }
 
-/* WAIT_FOR(condition): looks until it holds; fails after 20 s. */
+/* WAIT_FOR(condition): looks until it holds; fails after a minute. */
 #define WAIT_FOR(condition)                                                              \
     do {                                                                                 \
-        uint64_t wait_end_usec = clock_usec() + 20 * USEC_PER_SEC;                       \
+        uint64_t wait_end_usec = clock_usec() + 60 * USEC_PER_SEC;                       \
         while (!(condition)) {                                                           \
             if (clock_usec() > wait_end_usec)                                            \
                 fail_msg("waited in vain for: %s", #condition);                          \
