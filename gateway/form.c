@@ -34,7 +34,8 @@ static bool is_vendor_json(const char *text)
 static bool charset_is_utf8(const char *text)
 {
     static const char *const fine[] = {"utf-8", "utf8", "us-ascii"};
-    const char *charset = strcasestr(text, "charset=");
+    const char *parameters = strpbrk(text, "; \t"); /* most often there are none */
+    const char *charset = parameters != NULL ? strcasestr(parameters, "charset=") : NULL;
 
     if (charset == NULL)
         return true;
