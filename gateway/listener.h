@@ -3,11 +3,12 @@
  *
  *     PostgreSQL ── NOTIFY gateway_events ("there is more") ──> fetch seq > last ──> ring
  *                ── NOTIFY gateway_wake ("rows to number") ───> gateway.sweep()
+ *                ── every few ms while rows flow, unrung ─────> gateway.sweep()
  *
  * One thread, one connection of its own (never through a transaction pooler: those
  * deliver no notifications). A notification is only a doorbell; what counts is the query
  * behind it, and a query a second asks anyway, so a lost doorbell costs a second, not an
- * event.
+ * event. When it is rung for rows of applications, and when it polls instead, bell.h tells.
  *
  * Always true:
  *   - frames go into the ring in the order of seq, each once, whatever happened to the
