@@ -67,6 +67,8 @@ class Naive:
     def listen(self, connection):
         connection.execute("LISTEN gateway_events")
         connection.execute("LISTEN gateway_wake")
+        # Asleep for ever: whoever writes rings.
+        connection.execute("SELECT pg_try_advisory_lock(1885827955, 3)")
         if self.head is None:
             rows = connection.execute("SELECT coalesce(max(seq), 0) FROM gateway.events")
             self.head = rows.fetchone()[0]
