@@ -4,7 +4,7 @@
 
 #include "poller.h"
 
-#define BATCH 256
+#define BATCH 64
 
 struct poller {
     int fd;

@@ -6,7 +6,7 @@
  * already reported for it in this batch is forgotten.
  *
  * Threads: its owner's. Cost: add and remove one system call; remove also looks through
- * the rest of the batch under way (at most 256 entries).
+ * the rest of the batch under way (at most 64 entries).
  */
 #ifndef POLLER_H
 #define POLLER_H

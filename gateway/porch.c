@@ -6,7 +6,7 @@
 #include "porch.h"
 
 /* One turn of the loop takes no more than this from each listening socket. */
-#define ACCEPT_BATCH 64
+#define ACCEPT_BATCH 16
 
 /* Out of descriptors: the time until accepting is tried again, and until the log is told
  * again. */

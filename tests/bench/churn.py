@@ -89,6 +89,16 @@ class Churn:
                 what()
 
 
+def descriptors_at_rest(gateway, subscribers):
+    """With all subscribers there, and nobody about to leave."""
+    gateway.wait_metric("pgsse_streams", subscribers)
+    counts = []
+    for _ in range(10):
+        counts.append(gateway.fd_count())
+        time.sleep(0.02)
+    return min(counts)
+
+
 def measure(gateway, seconds=30, subscribers=1000, rate=200):
     """Bytes an hour by which a gateway grows that was started with SETTINGS."""
     allow_descriptors(subscribers)
@@ -108,11 +118,10 @@ def measure(gateway, seconds=30, subscribers=1000, rate=200):
                 gateway.metrics()
                 samples.append((now - began, pss_bytes(gateway.pid)))
             if descriptors is None and now > began + seconds / 4:
-                descriptors = gateway.fd_count()
+                descriptors = descriptors_at_rest(gateway, subscribers)
             tick = max(tick + 0.01, now)
             time.sleep(max(0, tick - time.monotonic()))
-        gateway.wait_metric("pgsse_streams", subscribers)
-        descriptors = gateway.fd_count() - descriptors
+        descriptors = descriptors_at_rest(gateway, subscribers) - descriptors
     settled = [entry for entry in samples if entry[0] > seconds / 4]
     return {
         "seconds": seconds,

@@ -415,6 +415,8 @@ static void usage(FILE *out)
         "  --seconds SECONDS    5, of publishing that is measured\n"
         "  --patience SECONDS   15, without a delivery, until the rest is called "
         "missing\n"
+        "  --slot I/N           publish in one second of N only, so that several take "
+        "turns\n"
         "  --pid PID            of the server, for its processor time and memory; "
         "repeatable\n"
         "  --headers WHICH      small or chrome\n"
@@ -458,6 +460,10 @@ static void take_option(struct load *load, int option)
     case 'w':
         load->warmup = strtod(optarg, NULL);
         break;
+    case 'u':
+        if (sscanf(optarg, "%u/%u", &load->posting.slot, &load->posting.slots) != 2)
+            load->posting.burst = 0; /* is told as all that makes no sense */
+        break;
     case 'x':
         load->patience = strtod(optarg, NULL);
         break;
@@ -497,6 +503,7 @@ static void take_arguments(struct load *load, int argc, char **argv)
         {"burst", required_argument, NULL, 'b'},
         {"seconds", required_argument, NULL, 't'},
         {"warmup", required_argument, NULL, 'w'},
+        {"slot", required_argument, NULL, 'u'},
         {"patience", required_argument, NULL, 'x'},
         {"pid", required_argument, NULL, 'i'},
         {"headers", required_argument, NULL, 'h'},

@@ -5,6 +5,7 @@ import platform
 import re
 import resource
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 from harness.tools import find_postgres_tool
@@ -127,3 +128,23 @@ def versions(node_pg):
         "Node.js": first_number(said("node", "--version")),
     }
     return {**found, "pg of Node.js": node_pg} if node_pg else found
+
+
+@contextmanager
+def cores_apart(pids):
+    """The processes on one core, and whatever this process starts meanwhile on the others. On a
+    machine with one core nothing is done."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) == 1:
+        yield
+        return
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), cores[:1])
+    for task in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(task.name), cores[1:])
+    try:
+        yield
+    finally:
+        for task in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(task.name), cores)

@@ -177,6 +177,12 @@ static int publish(struct posting *posting)
     return send_all(posting, len);
 }
 
+static bool has_its_turn(const struct posting *posting)
+{
+    return posting->slots == 0 ||
+           figures_now_usec() / POSTING_SLOT_USEC % posting->slots == posting->slot;
+}
+
 int posting_run(struct posting *posting, double seconds, bool (*enough)(void *argument),
                 void *argument)
 {
@@ -191,7 +197,7 @@ int posting_run(struct posting *posting, double seconds, bool (*enough)(void *ar
             CROWD_GET(posting->order->published) + posting->burst > posting->events_max)
             return 0;
         figures_sleep_until(due);
-        if (publish(posting) < 0)
+        if (has_its_turn(posting) && publish(posting) < 0)
             return -1;
     }
 }

@@ -12,6 +12,8 @@
 
 #include "crowd.h"
 
+#define POSTING_SLOT_USEC 1000000
+
 /* How a server is spoken to. The paths are printf formats with the channel as %s%u. */
 struct posting_dialect {
     const char *name;
@@ -30,6 +32,10 @@ struct posting {
     const char *prefix; /* of their names */
     unsigned burst;     /* events at once */
     double rate;        /* events a second */
+    /* Of each POSTING_SLOT_USEC on the machine's clock, one in `slots` is this publisher's, the
+     * one that leaves `slot` over: several can take turns. 0: all are. */
+    unsigned slots;
+    unsigned slot;
     size_t events_max;
     uint64_t *sent_usec;       /* of each event */
     struct crowd_order *order; /* `published` is counted here */

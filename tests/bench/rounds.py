@@ -1,8 +1,10 @@
 """Servers take turns under the same load, round after round."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 
-from . import figures
+from . import figures, machine
 from .programs import NotMeasured, run, say
 from .servers import SERVERS
 
@@ -22,18 +24,33 @@ class Load:
     warmup: float = 1.0
     more: tuple = ()
 
-    def arguments(self, seconds):
+    def arguments(self, seconds, turns=1):
+        """`turns`: of so many, one second is this one's."""
         return ["--subscribers", self.subscribers, "--channels", self.channels,
                 "--rate", self.rate, "--burst", self.burst,
-                "--seconds", round(self.seconds * seconds, 2), "--warmup", self.warmup,
-                *self.more]
+                "--seconds", round(self.seconds * seconds * turns, 2),
+                "--warmup", self.warmup * turns, *self.more]
+
+    def timeout(self, seconds, turns=1):
+        return (self.seconds * seconds + self.warmup) * turns + SLACK_SECONDS
 
 
-def visit(world, name, load, seconds):
-    """One server, started for it, under one load; what load says about it."""
-    with world.start(name) as server:
-        return run("load", *server.load_arguments(), *load.arguments(seconds),
-                   timeout=load.seconds * seconds + load.warmup + SLACK_SECONDS)
+def visit(world, names, load, seconds):
+    """The servers, started for it, under the same load; what load says about each. Several are
+    there at the same time and take turns, second by second, on one core: what the machine's
+    neighbours do meanwhile, they do to all."""
+    turns = len(names)
+
+    def measure(server, slot):
+        slots = ["--slot", f"{slot}/{turns}"] if turns > 1 else []
+        return run("load", *server.load_arguments(), *load.arguments(seconds, turns), *slots,
+                   timeout=load.timeout(seconds, turns))
+
+    with ExitStack() as stack, ThreadPoolExecutor(turns) as pool:
+        servers = [stack.enter_context(world.start(name)) for name in names]
+        if turns > 1:
+            stack.enter_context(machine.cores_apart([pid for each in servers for pid in each.pids]))
+        return list(pool.map(measure, servers, range(turns)))
 
 
 class Rounds:
@@ -66,23 +83,27 @@ class Rounds:
         return {"results": self.results, "missing": self.missing}
 
 
-def alternate(bench, row, loads, rounds=None):
-    """loads: {server: its Load}. Peers that are slow take part in fewer rounds: {server: n}.
-    Who could not be measured once is not asked again."""
+def alternate(bench, row, loads, rounds=None, together=()):
+    """loads: {server: its Load}. Those of `together`, which have the same, are measured at the same
+    time; the others one after the other. Peers that are slow take part in fewer rounds:
+    {server: n}. Who could not be measured once is not asked again."""
     found = Rounds()
     count = {name: min(bench.rounds, (rounds or {}).get(name, bench.rounds)) for name in loads}
+    groups = [tuple(together)] if together else []
+    groups += [(name,) for name in loads if name not in together]
     for number in range(bench.rounds):
-        for name, load in loads.items():
-            if number >= count[name] or name in found.missing:
+        for names in groups:
+            if number >= count[names[0]] or any(name in found.missing for name in names):
                 continue
             try:
-                result = visit(bench.world, name, load, bench.seconds)
+                results = visit(bench.world, names, loads[names[0]], bench.seconds)
             except (NotMeasured, TimeoutError, OSError, AssertionError) as problem:
-                found.missing[name] = str(problem)
-                say(f"{row}: {SERVERS[name].title}: {problem}")
+                found.missing.update({name: str(problem) for name in names})
+                say(f"{row}: {' and '.join(SERVERS[name].title for name in names)}: {problem}")
                 continue
-            found.results.setdefault(name, []).append(result)
-            say(f"{row}: round {number + 1}: {SERVERS[name].title}: {brief(result)}")
+            for name, result in zip(names, results):
+                found.results.setdefault(name, []).append(result)
+                say(f"{row}: round {number + 1}: {SERVERS[name].title}: {brief(result)}")
     return found
 
 
