@@ -28,10 +28,12 @@ struct lobby_arrival {
     int fd; /* the receiver's to close */
     struct sockaddr_storage address;
     socklen_t address_len;
-    size_t header_len;  /* request line to blank line */
-    size_t field_count; /* header lines, query parameters and cookies, at the most */
-    size_t cookie_len;  /* of the Cookie lines */
-    bool wants_stream;  /* GET /events */
+    size_t header_len; /* request line to blank line */
+    size_t
+        field_count; /* header lines, the first and the blank one too; parameters of the query
+                         * and cookies, at the most */
+    size_t cookie_len; /* of the Cookie lines */
+    bool wants_stream; /* GET /events */
 };
 
 struct lobby_settings {

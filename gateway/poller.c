@@ -4,6 +4,7 @@
 
 #include "poller.h"
 
+/* Small, so that whoever is live gets its turn while many others come. */
 #define BATCH 64
 
 struct poller {

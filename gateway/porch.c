@@ -5,7 +5,8 @@
 #include "log.h"
 #include "porch.h"
 
-/* One turn of the loop takes no more than this from each listening socket. */
+/* One turn of the loop takes no more than this from each listening socket: newcomers cost more
+ * than an event for one who is there. */
 #define ACCEPT_BATCH 16
 
 /* Out of descriptors: the time until accepting is tried again, and until the log is told

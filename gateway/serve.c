@@ -120,7 +120,7 @@ static struct places count_places(const struct serve *serve)
 
     const size_t possible = limit.rlim_max > others + 16 ? limit.rlim_max - others : 16;
     places.guests = MIN(possible - MIN(wanted, possible), GUESTS_MAX);
-    places.guests = MAX(places.guests, possible / 32);
+    places.guests = MAX(places.guests, MIN(possible / 32, GUESTS_MAX));
     places.connections = MIN(possible - places.guests, wanted);
     if (places.connections < wanted)
         log_warning(

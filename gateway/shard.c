@@ -295,8 +295,8 @@ static int daemons_start(struct shard *shard)
     /* A kept connection has the pool that its first request needed, and others may need
      * more: so there is room for the largest header, if not for as many fields and cookies
      * as may be in it (those libmicrohttpd answers 431). No more than that, because it wipes
-     * the whole pool after each request: with 80 KiB a quarter of what a POST costs a shard
-     * was that, and the caches it went through. */
+     * the whole pool after each request: 80 KiB would be a quarter of what a POST costs a
+     * shard. */
     const size_t work = MAX(POOL_LARGE, 2 * header_max);
     /* A stream keeps its pool for as long as it lasts: programs fit into the first, browsers
      * into the second, browsers with cookies into the third. */

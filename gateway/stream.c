@@ -13,8 +13,8 @@
 
 /* libmicrohttpd allocates so much with each response: a greeting or a goodbye. It writes chunks
  * in the connection's own memory, and needs none of that for them. */
-#define READ_BLOCK_BYTES  96
-#define CHUNK_BLOCK_BYTES 1
+#define READ_BLOCK_BYTES  ((size_t)96)
+#define CHUNK_BLOCK_BYTES ((size_t)1)
 
 /* Frames in one sendmsg(2). */
 #define SEND_FRAMES 256
@@ -52,9 +52,14 @@ static void set_timer(struct stream *stream);
 
 /* -- what it costs -- */
 
+static size_t block_of(const struct stream *stream)
+{
+    return stream->chunked ? CHUNK_BLOCK_BYTES : READ_BLOCK_BYTES;
+}
+
 static size_t memory_of(const struct stream *stream)
 {
-    size_t bytes = sizeof(*stream) + RESPONSE_BYTES +
+    size_t bytes = sizeof(*stream) + RESPONSE_BYTES + block_of(stream) +
                    stream->member_count * sizeof(*stream->members) +
                    stream->type_count * sizeof(*stream->types) + stream->rest_len;
 
@@ -377,8 +382,7 @@ static void response_over(void *argument)
 struct MHD_Response *stream_response(struct stream *stream)
 {
     stream->response = MHD_create_response_from_callback(
-        MHD_SIZE_UNKNOWN, stream->chunked ? CHUNK_BLOCK_BYTES : READ_BLOCK_BYTES,
-        read_content, stream, response_over);
+        MHD_SIZE_UNKNOWN, block_of(stream), read_content, stream, response_over);
     return stream->response;
 }
 

@@ -7,8 +7,8 @@
 
 Everything runs on one machine and shares its cores, so the figure that counts is the CPU
 time a server takes for each delivered message, not how many it delivers in a second. The
-servers of one row take turns (bare, gateway, peers, bare, gateway, ...); what is compared is
-compared within one round, and the table shows the median of those ratios.
+servers of one row take turns, within one round; what is compared is compared within one
+round, and the table shows the median of those ratios.
 
     machine   what it all runs on: CPU, kernel, versions
     programs  the programs in C beside this file, run and listened to

@@ -4,10 +4,11 @@
  *     bare PORT
  *
  * GET /events?channel=NAME subscribes; POST /events?channel=NAME is a body whose every line is
- * the data of one event, POST /events one whose lines are {"channel":"NAME","data":DATA}. An event becomes the same bytes that the gateway sends, once, and one
- * send(2) takes all events of a POST to each subscriber of its channel. What a socket does not
- * take is kept for it. No checks, no heartbeat, no resume, no database, no limits: nobody
- * would run this, and nobody can do much better than it on one thread with sockets.
+ * the data of one event, POST /events one whose lines are {"channel":"NAME","data":DATA}. An
+ * event becomes the same bytes that the gateway sends, once, and one send(2) takes all events of
+ * a POST to each subscriber of its channel. What a socket does not take is kept for it. No
+ * checks, no heartbeat, no resume, no database, no limits: nobody would run this, and nobody can
+ * do much better than it on one thread with sockets.
  *
  * Trusts its only client, which is load.c. Ends with SIGTERM.
  */

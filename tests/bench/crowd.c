@@ -72,8 +72,9 @@ static int send_request(struct crowd *crowd, struct subscriber *subscriber)
         (void)snprintf(resume, sizeof(resume), "Last-Event-ID: %s\r\n",
                        crowd->order->resume_id);
     const int len = snprintf(request, sizeof(request),
-                             "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%u\r\n%s%s\r\n", path,
-                             crowd->plan->port, crowd->plan->headers, resume);
+                             "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%u\r\n"
+                             "Accept: text/event-stream\r\n%s\r\n",
+                             path, crowd->plan->port, resume);
     return send(subscriber->fd, request, (size_t)len, MSG_NOSIGNAL) == len ? 0 : -EIO;
 }
 

@@ -38,7 +38,6 @@ struct crowd_plan {
     unsigned port;
     const char *path; /* of a channel: printf with one %s, its prefix, and one %u */
     const char *prefix;
-    const char *headers; /* of every subscriber, each line with its CR LF */
     size_t channels;
     size_t events_max; /* room in `arrivals` */
     bool sampled;

@@ -156,23 +156,3 @@ double figures_cpu_seconds(const pid_t *pids, size_t count)
         figures_each_thread(pids[i], add_seconds, &sum);
     return sum;
 }
-
-uint64_t figures_memory_bytes(const pid_t *pids, size_t count)
-{
-    uint64_t sum = 0;
-
-    for (size_t i = 0; i < count; i++) {
-        char path[64], line[128];
-
-        (void)snprintf(path, sizeof(path), "/proc/%d/smaps_rollup", (int)pids[i]);
-        FILE *file = fopen(path, "re");
-        if (file == NULL)
-            continue;
-        while (fgets(line, sizeof(line), file) != NULL) {
-            if (strncmp(line, "Pss:", 4) == 0)
-                sum += strtoull(line + 4, NULL, 10) * 1024;
-        }
-        (void)fclose(file);
-    }
-    return sum;
-}

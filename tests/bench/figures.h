@@ -38,8 +38,7 @@ void figures_sleep_until(uint64_t usec);
 /* The most files this process may have. */
 void figures_raise_file_limit(void);
 
-/* Processor time of all threads of the processes, in seconds; and of one thread of the first
- * process by name. Precise to the nanosecond (schedstat), unlike the ticks of stat. */
+/* Processor time of all threads of the processes, in seconds. Precise to the nanosecond (schedstat), unlike the ticks of stat. */
 double figures_cpu_seconds(const pid_t *pids, size_t count);
 
 /* Calls back with each thread of the process. */
@@ -47,8 +46,5 @@ void figures_each_thread(pid_t pid,
                          void (*look)(void *argument, const char *name,
                                       double cpu_seconds),
                          void *argument);
-
-/* Memory of the processes: what they share is divided among them (PSS). */
-uint64_t figures_memory_bytes(const pid_t *pids, size_t count);
 
 #endif

@@ -38,8 +38,8 @@ def limit(what, value, unit, target=None, relation="<="):
 
 def compare(what, ours, theirs, unit, against, target=None, relation="<="):
     """Two lists of figures, one for each round that both took part in."""
-    ratios = [a / b for a, b in zip(ours, theirs) if b]
-    if not ratios:
+    both = [(a, b) for a, b in zip(ours, theirs) if b]
+    if not both:
         return Check(what, against=against, missing="no round in which both were measured")
-    return Check(what, median(ours), unit, against, median(theirs), median(ratios), relation,
-                 target)
+    return Check(what, median(a for a, _ in both), unit, against, median(b for _, b in both),
+                 median(a / b for a, b in both), relation, target)

@@ -5,8 +5,8 @@ INSERT of one row in each transaction, fsync on.
 
 The situations take turns, each in a fresh database of one server:
 
-    without  the schema, and no gateway since the server was started
-    one      a gateway is attached, and one subscriber gets everything
+    without  the schema, and there was never a gateway at this database
+    one      a gateway is attached
     two      two gateways
     left     a gateway was killed with -9 in the middle of the same inserts; nobody since
 

@@ -5,7 +5,7 @@ import platform
 import re
 import resource
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from harness.tools import find_postgres_tool
@@ -130,6 +130,13 @@ def versions(node_pg):
     return {**found, "pg of Node.js": node_pg} if node_pg else found
 
 
+def set_cores(pid, cores):
+    """All threads of a process, but those that end meanwhile."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(task.name), cores)
+
+
 @contextmanager
 def cores_apart(pids):
     """The processes on one core, and whatever this process starts meanwhile on the others. On a
@@ -139,12 +146,9 @@ def cores_apart(pids):
         yield
         return
     for pid in pids:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            os.sched_setaffinity(int(task.name), cores[:1])
-    for task in Path("/proc/self/task").iterdir():
-        os.sched_setaffinity(int(task.name), cores[1:])
+        set_cores(pid, cores[:1])
+    set_cores("self", cores[1:])
     try:
         yield
     finally:
-        for task in Path("/proc/self/task").iterdir():
-            os.sched_setaffinity(int(task.name), cores)
+        set_cores("self", cores)

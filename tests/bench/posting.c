@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 
 #define SECOND        1000000
+#define MOMENT_USEC   1000
 #define REQUEST_BYTES (1024 * 1024)
 #define EVENT_BYTES   256 /* at the most, with a request of its own */
 
@@ -120,11 +121,10 @@ static size_t add_event(const struct posting *posting, char *text, uint64_t numb
 
 /* Adds a request with `count` events, from `first` on. */
 static size_t add_request(const struct posting *posting, size_t len, uint64_t first,
-                          unsigned count)
+                          unsigned count, unsigned long long now)
 {
     const bool lines = posting->dialect->batches;
     const bool spread = count > 1 && posting->channels > 1;
-    const unsigned long long now = figures_now_usec();
     static char body[REQUEST_BYTES];
     char path[128] = "/events";
     size_t body_len = 0;
@@ -164,23 +164,33 @@ static int send_all(struct posting *posting, size_t len)
     return 0;
 }
 
-static int publish(struct posting *posting)
+/* A moment's delay is this process's own. More is the server's, which did not read what came
+ * before: then the event was sent when it was due, or waiting for the server would not count. */
+static uint64_t sent_at(uint64_t due_usec)
+{
+    const uint64_t now = figures_now_usec();
+
+    return now > due_usec + MOMENT_USEC ? due_usec : now;
+}
+
+static int publish(struct posting *posting, uint64_t due_usec)
 {
     const uint64_t first = CROWD_GET(posting->order->published);
     const unsigned requests = posting->dialect->batches ? 1 : posting->burst;
     size_t len = 0;
 
     for (unsigned i = 0; i < requests; i++)
-        len = add_request(posting, len, first + i, posting->burst / requests);
+        len = add_request(posting, len, first + i, posting->burst / requests,
+                          sent_at(due_usec));
     posting->answers_due += requests;
     CROWD_SET(posting->order->published, first + posting->burst);
     return send_all(posting, len);
 }
 
-static bool has_its_turn(const struct posting *posting)
+static bool has_its_turn(const struct posting *posting, uint64_t due_usec)
 {
     return posting->slots == 0 ||
-           figures_now_usec() / POSTING_SLOT_USEC % posting->slots == posting->slot;
+           due_usec / POSTING_SLOT_USEC % posting->slots == posting->slot;
 }
 
 int posting_run(struct posting *posting, double seconds, bool (*enough)(void *argument),
@@ -197,7 +207,7 @@ int posting_run(struct posting *posting, double seconds, bool (*enough)(void *ar
             CROWD_GET(posting->order->published) + posting->burst > posting->events_max)
             return 0;
         figures_sleep_until(due);
-        if (has_its_turn(posting) && publish(posting) < 0)
+        if (has_its_turn(posting, due) && publish(posting, due) < 0)
             return -1;
     }
 }

@@ -35,22 +35,38 @@ class Load:
         return (self.seconds * seconds + self.warmup) * turns + SLACK_SECONDS
 
 
-def visit(world, names, load, seconds):
-    """The servers, started for it, under the same load; what load says about each. Several are
-    there at the same time and take turns, second by second, on one core: what the machine's
-    neighbours do meanwhile, they do to all."""
-    turns = len(names)
+# What a server can do wrong without ending the whole run.
+PROBLEMS = (NotMeasured, TimeoutError, OSError, AssertionError)
 
-    def measure(server, slot):
+
+def visit(world, names, load, seconds):
+    """The servers, started for it, under the same load: {name: what load says about it, or the
+    problem}. Several are there at the same time and take turns, second by second, on one core:
+    what the machine's neighbours do meanwhile, they do to all."""
+    turns = len(names)
+    found = {}
+
+    def measure(name, server, slot):
         slots = ["--slot", f"{slot}/{turns}"] if turns > 1 else []
-        return run("load", *server.load_arguments(), *load.arguments(seconds, turns), *slots,
-                   timeout=load.timeout(seconds, turns))
+        try:
+            found[name] = run("load", *server.load_arguments(), *load.arguments(seconds, turns),
+                              *slots, timeout=load.timeout(seconds, turns))
+        except PROBLEMS as problem:
+            found[name] = problem
 
     with ExitStack() as stack, ThreadPoolExecutor(turns) as pool:
-        servers = [stack.enter_context(world.start(name)) for name in names]
+        servers = {}
+        for name in names:
+            try:
+                servers[name] = stack.enter_context(world.start(name))
+            except PROBLEMS as problem:
+                found[name] = problem
         if turns > 1:
-            stack.enter_context(machine.cores_apart([pid for each in servers for pid in each.pids]))
-        return list(pool.map(measure, servers, range(turns)))
+            stack.enter_context(machine.cores_apart(
+                [pid for server in servers.values() for pid in server.pids]))
+        for name, server in servers.items():
+            pool.submit(measure, name, server, names.index(name))
+    return found
 
 
 class Rounds:
@@ -92,16 +108,17 @@ def alternate(bench, row, loads, rounds=None, together=()):
     groups = [tuple(together)] if together else []
     groups += [(name,) for name in loads if name not in together]
     for number in range(bench.rounds):
-        for names in groups:
-            if number >= count[names[0]] or any(name in found.missing for name in names):
+        for group in groups:
+            names = [name for name in group
+                     if number < count[name] and name not in found.missing]
+            if not names:
                 continue
-            try:
-                results = visit(bench.world, names, loads[names[0]], bench.seconds)
-            except (NotMeasured, TimeoutError, OSError, AssertionError) as problem:
-                found.missing.update({name: str(problem) for name in names})
-                say(f"{row}: {' and '.join(SERVERS[name].title for name in names)}: {problem}")
-                continue
-            for name, result in zip(names, results):
+            results = visit(bench.world, names, loads[names[0]], bench.seconds)
+            for name, result in results.items():
+                if isinstance(result, Exception):
+                    found.missing[name] = str(result)
+                    say(f"{row}: {SERVERS[name].title}: {result}")
+                    continue
                 found.results.setdefault(name, []).append(result)
                 say(f"{row}: round {number + 1}: {SERVERS[name].title}: {brief(result)}")
     return found

@@ -2,8 +2,10 @@
 
 from statistics import median
 
+import psycopg
+
 from . import figures, scale
-from .programs import run, say
+from .programs import NotMeasured, run, say
 from .row import measurement, row
 from .servers import BareMhd
 
@@ -41,7 +43,8 @@ CHURN_BYTES = 64
 
 @row("churn", "Does anything grow? 1 000 subscribers, 200 leave and come back a second",
      f"{CHURN_SECONDS} s with 20 POSTs/s and a look at /metrics each second; the slope of PSS after"
-     " the first quarter, divided by the departures. Less than 64 bytes cannot be told from noise in so short a time")
+     " the first quarter, divided by the departures. Less than 64 bytes cannot be told from noise in"
+     " so short a time")
 def churn(bench):
     module = measurement("churn")
     with bench.world.start("gateway", settings=module.SETTINGS) as server:
@@ -60,6 +63,14 @@ def post(server, connections, seconds):
                max(1, round(seconds)), "--path", "/events", *arguments, timeout=seconds + 60)
 
 
+def check_stored(server, result):
+    """What was acknowledged is in the table."""
+    with psycopg.connect(server.database.dsn) as connection:
+        stored, = connection.execute("SELECT count(*) FROM gateway.events").fetchone()
+    if stored < result["answers"]:
+        raise NotMeasured(f"{result['answers']} POSTs acknowledged, {stored} events stored")
+
+
 @row("posts", f"Durable acknowledged POSTs: {CLIENTS} clients, one event each",
      "a closed loop on kept connections; beside it a bare libmicrohttpd program that answers the"
      " same POST without a database. Generator, gateway and PostgreSQL (fsync on) share the cores")
@@ -70,6 +81,8 @@ def posts(bench):
             server = BareMhd(bench.world) if name == "bare_mhd" else bench.world.start(name)
             with server:
                 results.append(post(server, CLIENTS, bench.seconds))
+                if name == "gateway":
+                    check_stored(server, results[-1])
             say(f"posts: round {number + 1}: {name}: {results[-1]['answers_per_second']} answers/s")
     rates = {name: [result["answers_per_second"] for result in results]
              for name, results in raw.items()}
@@ -181,7 +194,7 @@ def safety_belts(bench):
 
 
 @row("two-gateways", "Two gateways on one machine and one database, 5 000 subscribers at each",
-     "4 events/s POSTed to each, each gets all events of the database; the total's CPU time beside"
+     "8 events/s POSTed to each for its own subscribers, each takes in the other's, too; CPU time beside"
      " one gateway's with 10 000")
 def two_gateways(bench):
     return scale.two_gateways(bench)

@@ -108,8 +108,9 @@ def one_of_n(bench):
 
 
 @row("ring-latency", "From the ring to the client: the gateway's rooms without a database",
-     "250 events/s, one of 1 000 channels; from the POST to a program that pushes into the ring"
-     " and runs everything else of the gateway (tests/bench/ring.c) until a subscriber has it")
+     "250 events/s, one of 1 000 channels. A program pushes what is POSTed to it into the ring and"
+     " runs everything else of the gateway (tests/bench/ring.c): from the push until a subscriber"
+     " has it; at the bare server, from the POST. In both, one thread is woken to send")
 def ring_latency(bench):
     found = alternate(bench, "ring-latency",
                       same_load(Load(1000, 250, channels=1000), "bare", "ring"))
@@ -161,7 +162,7 @@ def either(lines):
     """As much as was asked for, or as much as the machine can do: one of the two is enough,
     and with the second the latency is not asked for."""
     absolute, relative, latency = lines
-    if relative.verdict == "met" and "missed" in (absolute.verdict, latency.verdict):
+    if absolute.verdict == "missed" and relative.verdict == "met":
         absolute.target = latency.target = None
     elif absolute.verdict == latency.verdict == "met":
         relative.target = None
