@@ -303,5 +303,7 @@ int main(int argc, char **argv)
     print_samples("post", "answered", posts, count, "},");
     print_samples("insert", "committed", inserts, count, "}}\n");
     PQfinish(probe.database);
+    free(posts);
+    free(inserts);
     return 0;
 }
