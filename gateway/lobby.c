@@ -267,13 +267,22 @@ size_t lobby_count(const struct lobby *lobby)
     return lobby->guest_count;
 }
 
+/* The one who has waited longest makes room. When thousands come at once he may have said
+ * everything, and nobody has had the time to look: then he moves on. */
+static void make_room(struct lobby *lobby)
+{
+    guest_ready(&lobby->oldest->source, 0);
+    if (lobby->guest_count < lobby->settings.guests_max)
+        return;
+    stats_add(lobby->settings.stats, STATS_CONNECTIONS_EXPIRED, 1);
+    turn_out(lobby->oldest);
+}
+
 void lobby_enter(struct lobby *lobby, int fd, const struct sockaddr *address,
                  socklen_t address_len)
 {
-    if (lobby->guest_count >= lobby->settings.guests_max) {
-        stats_add(lobby->settings.stats, STATS_CONNECTIONS_EXPIRED, 1);
-        turn_out(lobby->oldest);
-    }
+    if (lobby->guest_count >= lobby->settings.guests_max)
+        make_room(lobby);
 
     struct guest *guest = calloc(1, sizeof(*guest));
     if (guest == NULL) {

@@ -388,6 +388,28 @@ static void who_has_waited_longest_makes_room(void **state)
     (void)close(two);
 }
 
+/* As when thousands come at once, and more have come in than could be looked at yet. */
+static void who_has_said_everything_is_not_turned_out(void **state)
+{
+    static const char request[] = "GET / HTTP/1.1\r\n\r\n";
+    struct house *house = *state;
+    int fds[2 * GUESTS_MAX];
+
+    for (size_t i = 0; i < ARRAY_SIZE(fds); i++) {
+        fds[i] = enter(house);
+        /* The second one has said the half of it. */
+        const size_t len = i == 1 ? 5 : sizeof(request) - 1;
+        assert_int_equal(send(fds[i], request, len, MSG_NOSIGNAL), (ssize_t)len);
+    }
+    assert_int_equal(house->arrivals, GUESTS_MAX - 1);
+    assert_int_equal(lobby_count(house->lobby), GUESTS_MAX);
+    poller_wait(house->poller, 0);
+    assert_int_equal(house->arrivals, ARRAY_SIZE(fds) - 1);
+    assert_int_equal(lobby_count(house->lobby), 0);
+    for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
+        (void)close(fds[i]);
+}
+
 static void who_leaves_is_forgotten(void **state)
 {
     struct house *house = *state;
@@ -481,6 +503,7 @@ int main(void)
         IN_A_HOUSE(a_header_has_a_largest_length),
         IN_A_HOUSE(who_is_too_slow_goes),
         IN_A_HOUSE(who_has_waited_longest_makes_room),
+        IN_A_HOUSE(who_has_said_everything_is_not_turned_out),
         IN_A_HOUSE(who_leaves_is_forgotten),
         IN_A_HOUSE(who_will_not_say_the_rest_is_let_go),
         IN_A_HOUSE(who_leaves_in_the_middle_is_let_go),
