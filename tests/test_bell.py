@@ -153,6 +153,14 @@ def test_what_is_undone_or_quiet_does_not_ring(pg):
     assert pg.value("SELECT count(*) FROM gateway.events") == 1
 
 
+def test_what_comes_with_its_number_does_not_ring(pg):
+    def publish(connection):
+        connection.execute("SELECT gateway.publish_batch(ARRAY['c'], ARRAY['t'], ARRAY['1'])")
+
+    assert rings_of(pg, True, publish) == 0
+    assert pg.value("SELECT count(*) FROM gateway.events WHERE seq IS NOT NULL") == 1
+
+
 def test_who_was_told_not_to_ring_keeps_the_bell_until_its_rows_can_be_seen(pg):
     with pg.connect(autocommit=True) as gateway:
         for end in ("COMMIT", "ROLLBACK"):
