@@ -153,15 +153,15 @@ static void read_query(const struct exchange *exchange, struct query *query)
         query->place = STREAM_AT_LAST;
 }
 
-static void add_stream_headers(struct MHD_Response *response)
+static void add_stream_headers(struct exchange *exchange, struct MHD_Response *response)
 {
-    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE,
-                                  "text/event-stream; charset=utf-8");
+    exchange_add(exchange, response, MHD_HTTP_HEADER_CONTENT_TYPE,
+                 "text/event-stream; charset=utf-8");
     /* no-transform: proxies that compress would hold events back. X-Accel-Buffering: nginx
      * with its defaults would deliver nothing at all. */
-    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL,
-                                  "no-cache, no-transform");
-    (void)MHD_add_response_header(response, "X-Accel-Buffering", "no");
+    exchange_add(exchange, response, MHD_HTTP_HEADER_CACHE_CONTROL,
+                 "no-cache, no-transform");
+    exchange_add(exchange, response, "X-Accel-Buffering", "no");
 }
 
 /* What passes by itself is told to an EventSource by a 200 that ends: any other status
@@ -177,7 +177,7 @@ static enum MHD_Result come_back_later(struct exchange *exchange)
 
     exchange->close = true;
     if (response != NULL)
-        add_stream_headers(response);
+        add_stream_headers(exchange, response);
     return exchange_queue(exchange, MHD_HTTP_OK, response);
 }
 
@@ -188,7 +188,7 @@ static enum MHD_Result answer_head(struct exchange *exchange)
         MHD_create_response_from_buffer(0, nothing, MHD_RESPMEM_PERSISTENT);
 
     if (response != NULL)
-        add_stream_headers(response);
+        add_stream_headers(exchange, response);
     return exchange_queue(exchange, MHD_HTTP_OK, response);
 }
 
@@ -233,7 +233,7 @@ enum MHD_Result events_subscribe(struct exchange *exchange)
         return come_back_later(exchange);
     }
     exchange->close = false;
-    add_stream_headers(response);
+    add_stream_headers(exchange, response);
     return exchange_queue(exchange, MHD_HTTP_OK, response);
 }
 

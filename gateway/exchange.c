@@ -115,18 +115,18 @@ bool exchange_origin_is_fine(const struct exchange *exchange)
            list_has(exchange->common->cors_origins, origin);
 }
 
-static void add_cors(const struct exchange *exchange, struct MHD_Response *response)
+static void add_cors(struct exchange *exchange, struct MHD_Response *response)
 {
     const char *origin = exchange_header(exchange, MHD_HTTP_HEADER_ORIGIN);
 
     if (exchange->common->cors_origins[0] == '\0')
         return;
-    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_VARY, "Origin");
+    exchange_add(exchange, response, MHD_HTTP_HEADER_VARY, "Origin");
     if (origin == NULL || !list_has(exchange->common->cors_origins, origin))
         return;
-    (void)MHD_add_response_header(response, "Access-Control-Allow-Origin", origin);
-    (void)MHD_add_response_header(response, "Access-Control-Expose-Headers",
-                                  "Location, Retry-After");
+    exchange_add(exchange, response, "Access-Control-Allow-Origin", origin);
+    exchange_add(exchange, response, "Access-Control-Expose-Headers",
+                 "Location, Retry-After");
 }
 
 /* CloudEvents bring headers of any name behind "ce-", and there is no wildcard for that: those
@@ -147,8 +147,7 @@ static void add_ce_headers(struct buf *list, const char *asked)
     }
 }
 
-static void add_allowed_headers(const struct exchange *exchange,
-                                struct MHD_Response *response)
+static void add_allowed_headers(struct exchange *exchange, struct MHD_Response *response)
 {
     CLEANUP(buf_done) struct buf list = BUF_EMPTY;
     const char *asked = exchange_header(exchange, "Access-Control-Request-Headers");
@@ -157,23 +156,29 @@ static void add_allowed_headers(const struct exchange *exchange,
                        "Content-Type, Last-Event-ID, Cache-Control, Idempotency-Key");
     add_ce_headers(&list, asked != NULL ? asked : "");
     if (buf_ok(&list) == 0)
-        (void)MHD_add_response_header(response, "Access-Control-Allow-Headers",
-                                      list.data);
+        exchange_add(exchange, response, "Access-Control-Allow-Headers", list.data);
 }
 
-void exchange_add_preflight(const struct exchange *exchange,
-                            struct MHD_Response *response, const char *methods)
+void exchange_add_preflight(struct exchange *exchange, struct MHD_Response *response,
+                            const char *methods)
 {
     const char *origin = exchange_header(exchange, MHD_HTTP_HEADER_ORIGIN);
 
     if (origin == NULL || !list_has(exchange->common->cors_origins, origin))
         return;
-    (void)MHD_add_response_header(response, "Access-Control-Allow-Methods", methods);
+    exchange_add(exchange, response, "Access-Control-Allow-Methods", methods);
     add_allowed_headers(exchange, response);
-    (void)MHD_add_response_header(response, "Access-Control-Max-Age", "86400");
+    exchange_add(exchange, response, "Access-Control-Max-Age", "86400");
 }
 
 /* -- answers -- */
+
+void exchange_add(struct exchange *exchange, struct MHD_Response *response,
+                  const char *header, const char *value)
+{
+    if (MHD_add_response_header(response, header, value) != MHD_YES)
+        exchange->incomplete = true;
+}
 
 static void count_answer(const struct exchange *exchange, unsigned status)
 {
@@ -197,12 +202,14 @@ enum MHD_Result exchange_queue(struct exchange *exchange, unsigned status,
     exchange->connection->answering = true;
     add_cors(exchange, response);
     if (exchange->close || shard_is_draining(exchange->connection->shard))
-        (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
+        exchange_add(exchange, response, MHD_HTTP_HEADER_CONNECTION, "close");
     if (exchange->header != NULL)
-        (void)MHD_add_response_header(response, exchange->header, exchange->header_value);
+        exchange_add(exchange, response, exchange->header, exchange->header_value);
     count_answer(exchange, status);
 
-    const enum MHD_Result result = MHD_queue_response(exchange->mhd, status, response);
+    const enum MHD_Result result =
+        exchange->incomplete ? MHD_NO
+                             : MHD_queue_response(exchange->mhd, status, response);
     MHD_destroy_response(response);
     return result;
 }
@@ -226,7 +233,8 @@ static void say_retry_after(struct exchange *exchange)
     exchange_say(exchange, MHD_HTTP_HEADER_RETRY_AFTER, seconds);
 }
 
-static struct MHD_Response *text_response(const char *content_type, char *text)
+static struct MHD_Response *text_response(struct exchange *exchange,
+                                          const char *content_type, char *text)
 {
     if (text == NULL)
         return NULL;
@@ -237,16 +245,16 @@ static struct MHD_Response *text_response(const char *content_type, char *text)
         free(text);
         return NULL;
     }
-    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
-    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
-    (void)MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
+    exchange_add(exchange, response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
+    exchange_add(exchange, response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
+    exchange_add(exchange, response, "X-Content-Type-Options", "nosniff");
     return response;
 }
 
 enum MHD_Result exchange_text(struct exchange *exchange, unsigned status,
                               const char *content_type, char *text)
 {
-    return exchange_queue(exchange, status, text_response(content_type, text));
+    return exchange_queue(exchange, status, text_response(exchange, content_type, text));
 }
 
 enum MHD_Result exchange_problem(struct exchange *exchange, unsigned status,

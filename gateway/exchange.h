@@ -46,6 +46,7 @@ struct exchange {
     bool http10;
     bool close; /* the connection will not be used again */
     bool answered;
+    bool incomplete;    /* there was no memory for a header of the answer */
     const char *header; /* one more for the answer, by exchange_say(); NULL: none */
     char header_value[64];
 
@@ -88,7 +89,13 @@ enum MHD_Result exchange_text(struct exchange *exchange, unsigned status,
 enum MHD_Result exchange_problem(struct exchange *exchange, unsigned status,
                                  const char *format, ...) PRINTF_LIKE(3, 4);
 
-/* Answers with a response of the caller's making, which is taken. NULL: as above. */
+/* A header of a response that is being made for exchange_queue(). */
+void exchange_add(struct exchange *exchange, struct MHD_Response *response,
+                  const char *header, const char *value);
+
+/* Answers with a response of the caller's making, which is taken. NULL, or a header that there
+ * was no memory for: as above. Half an answer may be worse than none: an EventSource gives up
+ * for ever on one without its media type. */
 enum MHD_Result exchange_queue(struct exchange *exchange, unsigned status,
                                struct MHD_Response *response);
 
@@ -97,7 +104,7 @@ enum MHD_Result exchange_queue(struct exchange *exchange, unsigned status,
 bool exchange_origin_is_fine(const struct exchange *exchange);
 
 /* Adds what a browser asks before a request from another origin (CORS preflight). */
-void exchange_add_preflight(const struct exchange *exchange,
-                            struct MHD_Response *response, const char *methods);
+void exchange_add_preflight(struct exchange *exchange, struct MHD_Response *response,
+                            const char *methods);
 
 #endif

@@ -260,17 +260,17 @@ static enum MHD_Result answer_metrics(struct exchange *exchange)
                          "text/plain; version=0.0.4; charset=utf-8", buf_steal(&text));
 }
 
-static void add_page_headers(struct MHD_Response *response, const struct page_file *file)
+static void add_page_headers(struct exchange *exchange, struct MHD_Response *response,
+                             const struct page_file *file)
 {
-    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE,
-                                  file->content_type);
-    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_ETAG, file->etag);
+    exchange_add(exchange, response, MHD_HTTP_HEADER_CONTENT_TYPE, file->content_type);
+    exchange_add(exchange, response, MHD_HTTP_HEADER_ETAG, file->etag);
     /* Kept, but asked for again each time: a new version of the gateway is seen at once. */
-    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache");
-    (void)MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
-    (void)MHD_add_response_header(response, "Referrer-Policy", "no-referrer");
-    (void)MHD_add_response_header(
-        response, "Content-Security-Policy",
+    exchange_add(exchange, response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache");
+    exchange_add(exchange, response, "X-Content-Type-Options", "nosniff");
+    exchange_add(exchange, response, "Referrer-Policy", "no-referrer");
+    exchange_add(
+        exchange, response, "Content-Security-Policy",
         "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; "
         "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'");
@@ -286,7 +286,7 @@ static enum MHD_Result answer_page(struct exchange *exchange)
         unchanged ? 0 : file->len, file->content, MHD_RESPMEM_PERSISTENT);
 
     if (response != NULL)
-        add_page_headers(response, file);
+        add_page_headers(exchange, response, file);
     return exchange_queue(exchange, unchanged ? MHD_HTTP_NOT_MODIFIED : MHD_HTTP_OK,
                           response);
 }
