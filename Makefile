@@ -67,6 +67,8 @@ C_FILES = $(wildcard gateway/*.[ch] tests/*/*.[ch])
 BENCH_PARTS := $(patsubst tests/bench/%.h,$(BUILD)/bench/%.o,$(wildcard tests/bench/*.h))
 BENCH_LIBRARIES := $(patsubst tests/bench/%.c,$(BUILD)/bench/%.so, \
     $(wildcard tests/bench/slow_fsync.c))
+FAULT_LIBRARIES := $(patsubst tests/faults/%.c,$(BUILD)/faults/%.so, \
+    $(wildcard tests/faults/*.c))
 BENCHES := $(filter-out $(BENCH_PARTS:.o=) $(BENCH_LIBRARIES:.so=), \
     $(patsubst tests/bench/%.c,$(BUILD)/bench/%,$(wildcard tests/bench/*.c)))
 
@@ -157,7 +159,7 @@ check-clients: ## browsers, curl and npm clients, each cut off in the middle of 
 # the other variables. Faults that need root are left out, and said so, without it.
 check-faults: ## is anything lost? FAULT_EVENTS (a million) events under every fault in turn
 	@gateway/scripts/install-packages build run faults
-	@+$(BUILD_ALL) all
+	@+$(BUILD_ALL) all $(FAULT_LIBRARIES)
 	@cd tests && env $(PYTEST_ENV) $(PYTHON) -B -m faults --result $(abspath $(BUILD))/faults.json
 
 # BENCH_ROWS='name name' chooses, BENCH_ROWS=list says what there is; BENCH_ROUNDS and
@@ -185,7 +187,7 @@ quoted = '$(subst ','\'',$(1))'
 
 # Rewritten when the compiler or a flag is another than last time: all is built anew then.
 $(BUILD)/flags: FORCE
-	@mkdir -p $(BUILD)/unit $(BUILD)/bench
+	@mkdir -p $(BUILD)/unit $(BUILD)/bench $(BUILD)/faults
 	@echo $(call quoted,$(COMPILE) $(LINK)) | cmp -s - $@ || \
 	    echo $(call quoted,$(COMPILE) $(LINK)) > $@
 
@@ -231,7 +233,7 @@ $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BENCH_PARTS) $(ROOMS)
 	$(say) LINK $@
 	$(Q)$(LINK) -o $@ $^ $(PKG_LIBS)
 
-$(BUILD)/bench/%.so: tests/bench/%.c $(BUILD)/flags
+$(BUILD)/%.so: tests/%.c $(BUILD)/flags
 	$(say) LINK $@
 	$(Q)$(COMPILE) -fPIC -shared -o $@ $< -ldl
 

@@ -3,11 +3,14 @@ value it yields is how long the world goes on like that, and what follows is the
 run `turns` times in a run, while everybody publishes and subscribes.
 """
 
+import mmap
 import os
 import resource
+import struct
 import tempfile
 from pathlib import Path
 
+from harness.tools import gateway_path
 from harness.waiting import SLOWNESS
 
 from . import namespace, writers
@@ -45,7 +48,7 @@ class Fault:
         if self.root and os.geteuid() != 0:
             return "it needs root"
         if self.preloads and SLOWNESS > 1:
-            return "libfaketime and sanitizers do not go together"
+            return "what it preloads and sanitizers do not go together"
         return None
 
 
@@ -109,6 +112,39 @@ def descriptors_used_up(world, turn):
     yield 3.0
     for gateway, limit in limits.items():
         resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, limit)
+
+
+class FailingMemory:
+    """The file that failing_memory.c looks at."""
+
+    def __init__(self, path):
+        path.write_bytes(bytes(8))
+        with open(path, "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 8)
+
+    def fail_every(self, count):
+        """From now on every count-th allocation of a gateway fails; none if it is 0. How many
+        have failed so far."""
+        self._map[:4] = struct.pack("=I", count)
+        return struct.unpack("=I", self._map[4:])[0]
+
+
+def furnish_memory(world):
+    """Every gateway that is started from here on can run out of memory."""
+    library = gateway_path().resolve().parent / "faults" / "failing_memory.so"
+    if not library.exists():
+        raise RuntimeError(f"{library} is missing: make check-faults builds it")
+    path = world.directory / "failing-memory"
+    world.memory = FailingMemory(path)
+    os.environ.update({"LD_PRELOAD": str(library), "FAILING_MEMORY": str(path)})
+
+
+@fault("memory runs out in the gateways: every n-th allocation fails", turns=4,
+       furnish=furnish_memory, extra_seconds=8)
+def memory_used_up(world, turn):
+    before = world.memory.fail_every((1000, 100, 20, 3)[turn % 4])
+    yield 2.0
+    world.expect(world.memory.fail_every(0) > before, "no allocation has failed")
 
 
 def furnish_clock(world):
