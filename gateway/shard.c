@@ -204,9 +204,10 @@ static void count_connection(const struct daemon *daemon, int change)
     atomic_fetch_add_explicit(&shard->all->connections, (size_t)change,
                               memory_order_relaxed);
     atomic_fetch_add_explicit(&shard->load, (size_t)change, memory_order_relaxed);
-    stats_gauge_add(shard->all->settings.stats, STATS_CONNECTIONS, change);
+    /* The number last: whoever sees it sees the memory with it. */
     stats_gauge_add(shard->all->settings.stats, STATS_CONNECTION_MEMORY,
                     change * (int64_t)bytes);
+    stats_gauge_add(shard->all->settings.stats, STATS_CONNECTIONS, change);
 }
 
 /* libmicrohttpd tells of a connection: within MHD_add_connection(), or when it is run. */

@@ -287,28 +287,23 @@ if may_make_hosts():  # for others there is tests/unit/test_slowest.c
 
 
 def test_memory_of_connections_is_counted_and_given_back(gateway):
-    def memory():
-        """The least of a few readings: an earlier reading's own connection may not be gone yet."""
-        return min(gateway.metric("pgsse_connection_memory_bytes") for _ in range(5))
-
-    gateway.answers()
-    idle = memory()
+    idle = gateway.connection_memory(0)
     names = ["%03d" % number + "x" * 250 for number in range(60)]
     with contextlib.ExitStack() as streams:
         for _ in range(20):
             streams.enter_context(gateway.subscribe("c"))
-        small = (memory() - idle) / 20
-        assert 1024 < small < 4096, small
-        before = memory()
+        before = gateway.connection_memory(20)
+        assert 1024 < (before - idle) / 20 < 4096
         streams.enter_context(gateway.subscribe(*names, types=["t" * 255]))
-        assert memory() - before > 8192 + 60 * 255 + 255, "its header, and what it is kept as"
-        before = memory()
+        large = gateway.connection_memory(21) - before
+        assert large > 8192 + 60 * 255 + 255, "its header, and what it is kept as"
+        before += large
         connection = streams.enter_context(gateway.connection())
         body = b'{"data":"' + b"x" * MIB
         connection.send(build_request("POST", "/events", [
             ("Content-Type", "application/json"), ("Content-Length", str(2 * MIB))]) + body)
         gateway.wait_metric("pgsse_connection_memory_bytes", lambda now: now - before > MIB)
-    gateway.wait_metric("pgsse_connection_memory_bytes", idle)
+    assert gateway.connection_memory(0) == idle
 
 
 def test_an_idle_browser_costs_no_more_than_it_must(pg, gateway_factory):

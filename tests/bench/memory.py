@@ -155,14 +155,9 @@ def measure(pids, address, count=10000, path="/events?channel=c{}", channels=1):
 
 def accounted_bytes(gateway, holder, headers):
     """What /metrics says that each of these subscribers takes."""
-
-    def account():
-        # The least of a few: an earlier reading's own connection may not be gone yet.
-        return min(gateway.metric("pgsse_connection_memory_bytes") for _ in range(5))
-
-    before = account()
+    before = gateway.connection_memory(len(holder.sockets))
     holder.connect(headers)
-    return (account() - before) / len(headers)
+    return (gateway.connection_memory(len(holder.sockets)) - before) / len(headers)
 
 
 def measure_gateway(gateway, count=10000, channels=1):

@@ -285,6 +285,15 @@ class Gateway:
         test = expected if callable(expected) else lambda value: value == expected
         wait_until(lambda: test(self.metric(name)), f"{name} is as expected", timeout)
 
+    def connection_memory(self, others):
+        """The account of connections' memory, once `others` are open and the one that asks."""
+        def look():
+            figures = self.metrics()
+            return figures["pgsse_connections"] == others + 1 and figures
+
+        found = wait_until(look, f"{others} connections are open")
+        return found["pgsse_connection_memory_bytes"]
+
     def fd_count(self):
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
