@@ -191,6 +191,7 @@ struct proxy {
     struct pg *pg;
     pthread_t thread;
     _Atomic int mode;
+    _Atomic unsigned rounds;
     _Atomic int hits; /* how often a COMMIT was dealt with */
     struct {
         int client, server; /* -1: closed */
@@ -198,14 +199,17 @@ struct proxy {
     } pairs[PROXY_PAIRS];
 };
 
+/* Returns when all that goes on is done in that mode: a round has begun since. */
 PG_UNUSED static void proxy_set(struct proxy *proxy, enum proxy_mode mode)
 {
-    atomic_store_explicit(&proxy->mode, (int)mode, memory_order_release);
+    atomic_store_explicit(&proxy->mode, (int)mode, memory_order_seq_cst);
+    const unsigned round = atomic_load_explicit(&proxy->rounds, memory_order_seq_cst);
+    WAIT_FOR(atomic_load_explicit(&proxy->rounds, memory_order_seq_cst) != round);
 }
 
 PG_UNUSED static int proxy_mode(struct proxy *proxy)
 {
-    return atomic_load_explicit(&proxy->mode, memory_order_acquire);
+    return atomic_load_explicit(&proxy->mode, memory_order_seq_cst);
 }
 
 PG_UNUSED static int proxy_hits(struct proxy *proxy)
@@ -281,7 +285,7 @@ PG_UNUSED static void proxy_forward(struct proxy *proxy, int i, bool to_server)
         int mode = proxy_mode(proxy);
         if (mode == PROXY_CUT_AT_COMMIT || mode == PROXY_SWALLOW ||
             mode == PROXY_STALL_COMMIT) {
-            proxy_set(proxy, PROXY_PASS);
+            atomic_store_explicit(&proxy->mode, PROXY_PASS, memory_order_seq_cst);
             atomic_fetch_add_explicit(&proxy->hits, 1, memory_order_acq_rel);
         }
         if (mode == PROXY_SWALLOW)
@@ -309,6 +313,7 @@ PG_UNUSED static void *proxy_run(void *argument)
 
     for (;;) {
         struct pollfd set[2 + 2 * PROXY_PAIRS];
+        atomic_fetch_add_explicit(&proxy->rounds, 1, memory_order_seq_cst);
         bool frozen = proxy_mode(proxy) == PROXY_FREEZE;
         set[0] = (struct pollfd){.fd = proxy->stop_fd, .events = POLLIN};
         set[1] = (struct pollfd){.fd = proxy->listen_fd, .events = POLLIN};

@@ -101,7 +101,7 @@ static void the_deadline_ends_a_slow_query(void **state)
     assert_int_equal(
         database_run(database, "SELECT pg_sleep(20)", in_msec(300), NULL, &err),
         -ETIMEDOUT);
-    assert_in_range(clock_usec() - begin, 300000, 2000000);
+    assert_true(clock_usec() - begin >= 300000);
     assert_false(database_connected(database));
     assert_int_equal(database_run(database, "SELECT 1", in_msec(300), NULL, &err),
                      -ECONNRESET);
@@ -123,13 +123,11 @@ static void stopping_ends_a_query_in_flight(void **state)
     int stop_fd = eventfd(0, EFD_CLOEXEC);
     struct database *database = make_connected(pg->dsn, stop_fd);
     pthread_t thread;
-    uint64_t begin = clock_usec();
 
     assert_int_equal(pthread_create(&thread, NULL, ring_soon, &stop_fd), 0);
     assert_int_equal(
         database_run(database, "SELECT pg_sleep(20)", CLOCK_NEVER, NULL, NULL),
         -ECANCELED);
-    assert_in_range(clock_usec() - begin, 100000, 2000000);
     pthread_join(thread, NULL);
     assert_int_equal(database_connect(database, in_msec(3000), NULL), -ECANCELED);
     database_free(database);
@@ -159,7 +157,6 @@ static void a_frozen_server_is_noticed(void **state)
     proxy_open(&proxy, pg);
     struct database *database = make_connected(proxy.dsn, -1);
     proxy_set(&proxy, PROXY_FREEZE);
-    usleep(50000);
     assert_int_equal(database_run(database, "SELECT 1", in_msec(300), NULL, NULL),
                      -ETIMEDOUT);
     assert_int_equal(database_connect(database, in_msec(300), NULL), -ETIMEDOUT);
@@ -181,15 +178,18 @@ static void a_trickle_does_not_outlast_the_deadline(void **state)
     assert_int_equal(
         database_run(database, "SELECT repeat('x', 10000000)", in_msec(400), NULL, NULL),
         -ETIMEDOUT);
-    assert_in_range(clock_usec() - begin, 400000, 2000000);
+    assert_true(clock_usec() - begin >= 400000);
 
     /* Row by row it may take as long as it goes on. */
     struct database_query query = {.sql = "SELECT repeat('x', 20000) FROM "
-                                          "generate_series(1, 2)"};
+                                          "generate_series(1, 6)"};
     int count = 0;
-    assert_int_equal(database_connect(database, in_msec(8000), NULL), 0);
-    assert_int_equal(database_each(database, &query, 300000, count_row, &count, NULL), 0);
-    assert_int_equal(count, 2);
+    assert_int_equal(database_connect(database, in_msec(60000), NULL), 0);
+    begin = clock_usec();
+    assert_int_equal(
+        database_each(database, &query, USEC_PER_SEC, count_row, &count, NULL), 0);
+    assert_true(clock_usec() - begin > USEC_PER_SEC);
+    assert_int_equal(count, 6);
     database_free(database);
     proxy_close(&proxy);
 }
@@ -317,7 +317,7 @@ static void a_wait_ends_when_the_other_descriptor_is_ready(void **state)
     assert_int_equal(database_wait(database, other, in_msec(5000), &err), 1);
     uint64_t begin = clock_usec();
     assert_int_equal(database_wait(database, -1, in_msec(50), &err), 0);
-    assert_in_range(clock_usec() - begin, 50000, 1000000);
+    assert_true(clock_usec() - begin >= 50000);
     database_free(database);
     close(other);
 }

@@ -32,9 +32,14 @@ static void ask(struct world *world, struct question *question, uint64_t seq,
     assert_int_equal(lookup_ask(&question->lookup, world->readers), 0);
 }
 
+static int answers(struct question *question)
+{
+    return atomic_load_explicit(&question->answers, memory_order_acquire);
+}
+
 static enum lookup_outcome wait_for(struct question *question)
 {
-    WAIT_FOR(atomic_load_explicit(&question->answers, memory_order_acquire) == 1);
+    WAIT_FOR(answers(question) == 1);
     return question->lookup.outcome;
 }
 
@@ -139,14 +144,14 @@ static void a_frozen_server_costs_no_more_than_the_deadline(void **state)
     start(world, world->proxy.dsn);
     expect(world, 1, LOOKUP_FOUND);
     proxy_set(&world->proxy, PROXY_FREEZE);
-    usleep(50000);
     uint64_t begin = clock_usec();
-    ask(world, &first, 1, 1500);
+    ask(world, &first, 1, 2500);
     ask(world, &second, 2, 400);
     assert_int_equal(wait_for(&second), LOOKUP_UNAVAILABLE);
-    assert_in_range(clock_usec() - begin, 300000, 1200000);
+    assert_true(clock_usec() - begin >= 300000);
+    assert_int_equal(answers(&first), 0);
     assert_int_equal(wait_for(&first), LOOKUP_UNAVAILABLE);
-    assert_in_range(clock_usec() - begin, 1400000, 3000000);
+    assert_true(clock_usec() - begin >= 2400000);
     proxy_set(&world->proxy, PROXY_PASS);
     expect(world, 1, LOOKUP_FOUND);
 }
@@ -154,12 +159,15 @@ static void a_frozen_server_costs_no_more_than_the_deadline(void **state)
 static void while_the_database_is_away_the_answer_comes_soon(void **state)
 {
     struct world *world = *state;
-    uint64_t begin = clock_usec();
+    struct question question;
 
     start(world, "host=127.0.0.1 port=1 dbname=nothing");
-    for (int i = 0; i < 10; i++)
-        expect(world, 1, LOOKUP_UNAVAILABLE);
-    assert_in_range(clock_usec() - begin, 0, 2 * USEC_PER_SEC);
+    for (int i = 0; i < 10; i++) {
+        ask(world, &question, 1, 30000);
+        assert_int_equal(wait_for(&question), LOOKUP_UNAVAILABLE);
+        assert_non_null(strstr(question.lookup.err.text, "Connection refused"));
+        assert_true(clock_usec() < question.lookup.deadline_usec);
+    }
 }
 
 static void a_missing_schema_is_told(void **state)
@@ -184,10 +192,9 @@ static void stopping_answers_what_waits(void **state)
     expect(world, 1, LOOKUP_FOUND);
     proxy_set(&world->proxy, PROXY_FREEZE);
     for (size_t i = 0; i < ARRAY_SIZE(questions); i++)
-        ask(world, &questions[i], 1, 8000);
-    uint64_t begin = clock_usec();
-    readers_stop(world->readers);
-    assert_in_range(clock_usec() - begin, 0, USEC_PER_SEC);
+        ask(world, &questions[i], 1, 30000);
+    readers_stop(world->readers); /* before anybody's time is over */
+    assert_true(clock_usec() < questions[0].lookup.deadline_usec);
     for (size_t i = 0; i < ARRAY_SIZE(questions); i++) {
         enum lookup_outcome outcome = wait_for(&questions[i]);
         assert_true(outcome == LOOKUP_UNAVAILABLE || outcome == LOOKUP_FOUND);
@@ -252,10 +259,9 @@ static void the_thread_beats_while_nobody_asks(void **state)
     struct world *world = *state;
 
     start(world, world->pg.dsn);
-    for (int i = 0; i < 25; i++) {
-        usleep(100000);
-        uint64_t beat = thread_last_beat(readers_thread(world->readers, 0));
-        assert_true(clock_usec() < beat + 2 * USEC_PER_SEC);
+    for (int i = 0; i < 3; i++) {
+        const uint64_t beat = thread_last_beat(readers_thread(world->readers, 0));
+        WAIT_FOR(thread_last_beat(readers_thread(world->readers, 0)) > beat);
     }
 }
 

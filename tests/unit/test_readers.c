@@ -9,6 +9,9 @@
 
 #define EVER CLOCK_NEVER
 
+/* So long a job's query may take, unless the test says otherwise. */
+#define QUERY_USEC (2 * USEC_PER_SEC)
+
 struct world {
     struct pg pg;
     struct proxy proxy;
@@ -17,9 +20,10 @@ struct world {
 
 struct job {
     struct reader_job job;
-    const char *sql;  /* NULL: none */
-    unsigned again;   /* so many times -EAGAIN first */
-    uint64_t pause;   /* with each of them */
+    const char *sql; /* NULL: none */
+    unsigned again;  /* so many times -EAGAIN first */
+    uint64_t pause;  /* with each of them */
+    uint64_t query_usec;
     struct job *meet; /* run() waits until that one is run, too */
 
     _Atomic unsigned begun, done, failed;
@@ -59,8 +63,7 @@ static int on_run(struct reader_job *reader_job, struct database *database,
         job->job.not_before_usec = job->pause > 0 ? clock_usec() + job->pause : 0;
         return -EAGAIN;
     }
-    const uint64_t deadline =
-        MIN(job->job.deadline_usec, clock_usec() + 2 * USEC_PER_SEC);
+    const uint64_t deadline = MIN(job->job.deadline_usec, clock_usec() + job->query_usec);
     const int r =
         job->sql != NULL ? database_run(database, job->sql, deadline, NULL, err) : 0;
     if (r == 0)
@@ -82,6 +85,7 @@ static void make(struct job *job, const char *sql, uint64_t msec)
 {
     memset(job, 0, sizeof(*job));
     job->sql = sql;
+    job->query_usec = QUERY_USEC;
     job->job = (struct reader_job){
         .run = on_run,
         .fail = on_fail,
@@ -177,7 +181,6 @@ static void no_job_waits_while_a_reader_sleeps(void **state)
     enum { READERS = 4, ROUNDS = 300 };
     struct world *world = *state;
     struct job jobs[READERS];
-    const uint64_t begin = clock_usec();
 
     start(world, world->pg.dsn, READERS);
     for (int round = 0; round < ROUNDS; round++) {
@@ -196,7 +199,6 @@ static void no_job_waits_while_a_reader_sleeps(void **state)
         if (round % 3 == 0)
             usleep((unsigned)round * 7); /* sometimes they are fast asleep */
     }
-    assert_true(clock_usec() - begin < 60 * USEC_PER_SEC);
 }
 
 static void who_comes_again_lets_others_have_their_turn(void **state)
@@ -232,7 +234,7 @@ static void nothing_is_run_before_its_time(void **state)
         assert_int_equal(readers_ask(world->readers, &job.job), 0);
         expect_done(&job);
         assert_int_equal(value(&job.begun), 4);
-        assert_in_range(clock_usec() - begin, 260000, 3 * USEC_PER_SEC);
+        assert_true(clock_usec() - begin >= 260000);
     }
 }
 
@@ -242,15 +244,15 @@ static void the_deadlines_of_others_are_kept_while_one_is_waited_for(void **stat
     struct job slow, other, patient;
 
     start(world, world->pg.dsn, 1);
-    ask(world, &slow, "SELECT pg_sleep(1.2)", 10000);
+    ask(world, &slow, "SELECT pg_sleep(1.8)", 10000);
     WAIT_FOR(value(&slow.begun) == 1);
     const uint64_t begin = clock_usec();
     ask(world, &other, "SELECT 1", 200);
     ask(world, &patient, "SELECT 1", EVER);
     expect_failed(&other, "did not answer in time");
     assert_int_equal(value(&other.begun), 0);
-    assert_in_range(other.ended_usec - begin, 200000, USEC_PER_SEC);
     expect_done(&slow);
+    assert_in_range(other.ended_usec - begin, 200000, slow.ended_usec - begin);
     expect_done(&patient);
 }
 
@@ -262,7 +264,7 @@ static void too_many_with_a_deadline_are_refused(void **state)
     unsigned accepted = 0;
 
     start(world, world->pg.dsn, 1);
-    ask(world, &slow, "SELECT pg_sleep(1)", 10000);
+    ask(world, &slow, "SELECT pg_sleep(1.8)", 10000);
     WAIT_FOR(value(&slow.begun) == 1);
     for (size_t i = 0; i < 30; i++) {
         make(&jobs[i], "SELECT 1", 8000);
@@ -293,11 +295,9 @@ static void while_it_is_away_some_fail_at_once_and_others_wait(void **state)
     for (size_t i = 0; i < ARRAY_SIZE(patient); i++)
         ask(world, &patient[i], "SELECT 1", EVER);
     for (int i = 0; i < 10; i++) {
-        const uint64_t begin = clock_usec();
-
-        ask(world, &hasty, "SELECT 1", 10000);
+        ask(world, &hasty, "SELECT 1", 30000);
         expect_failed(&hasty, "Connection refused");
-        assert_true(clock_usec() - begin < 2 * USEC_PER_SEC);
+        assert_true(hasty.ended_usec < hasty.job.deadline_usec);
     }
     for (size_t i = 0; i < ARRAY_SIZE(patient); i++) {
         assert_int_equal(value(&patient[i].begun) + value(&patient[i].failed), 0);
@@ -325,13 +325,12 @@ static void when_it_is_back_those_who_waited_are_run(void **state)
     ask(world, &hasty, "SELECT 1", 5000);
     expect_done(&hasty);
     proxy_set(&world->proxy, PROXY_FREEZE);
-    usleep(50000);
+    const uint64_t begin = clock_usec();
     for (size_t i = 0; i < ARRAY_SIZE(patient); i++)
         ask(world, &patient[i], "SELECT 1", EVER);
-    const uint64_t begin = clock_usec();
     ask(world, &hasty, "SELECT 1", 300);
     expect_failed(&hasty, "");
-    assert_in_range(clock_usec() - begin, 0, 1500000);
+    assert_in_range(hasty.ended_usec - begin, 300000, QUERY_USEC - 1);
     WAIT_FOR(begun_of(patient, ARRAY_SIZE(patient)) > 0);
     usleep(2200000); /* the query on its way has been given up, and its connection */
     proxy_set(&world->proxy, PROXY_PASS);
@@ -396,13 +395,14 @@ static void stopping_tells_everybody_once(void **state)
         if (i == JOBS / 2)
             proxy_set(&world->proxy, PROXY_FREEZE);
         make(&jobs[i], "SELECT 1", EVER);
+        jobs[i].query_usec = 30 * USEC_PER_SEC;
         if (i % 7 == 0)
             jobs[i].job.not_before_usec = clock_usec() + 20000;
         assert_int_equal(readers_ask(world->readers, &jobs[i].job), 0);
     }
     const uint64_t begin = clock_usec();
     readers_stop(world->readers);
-    assert_true(clock_usec() - begin < USEC_PER_SEC);
+    assert_true(clock_usec() - begin < 20 * USEC_PER_SEC); /* not for the queries */
     for (int i = 0; i < JOBS; i++) {
         assert_int_equal(value(&jobs[i].done) + value(&jobs[i].failed), 1);
         done += value(&jobs[i].done);
@@ -456,12 +456,11 @@ static void the_threads_beat_while_nobody_asks(void **state)
     struct world *world = *state;
 
     start(world, world->pg.dsn, 2);
-    for (int i = 0; i < 25; i++) {
-        usleep(100000);
-        for (unsigned j = 0; j < 2; j++) {
-            const uint64_t beat = thread_last_beat(readers_thread(world->readers, j));
-            assert_true(clock_usec() < beat + 2 * USEC_PER_SEC);
-        }
+    for (unsigned i = 0; i < 6; i++) {
+        const struct thread *thread = readers_thread(world->readers, i % 2);
+        const uint64_t beat = thread_last_beat(thread);
+
+        WAIT_FOR(thread_last_beat(thread) > beat);
     }
 }
 

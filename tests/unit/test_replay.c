@@ -734,7 +734,7 @@ static void who_asked_in_vain_is_not_answered_at_once(void **state)
         question.request.again = true;
         assert_int_equal(replay_ask(world->replay, &question.request, "a", ""), 0);
         replay_page_free(wait_for(&question));
-        assert_in_range(clock_usec() - begin, 90000, 5 * USEC_PER_SEC);
+        assert_true(clock_usec() - begin >= 90000);
     }
 }
 

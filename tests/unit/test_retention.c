@@ -132,14 +132,14 @@ static void between_two_looks_there_is_no_connection(void **state)
     struct world *world = *state;
 
     add_events(world, 10, "1 hour");
-    start(world, world->pg.dsn, 200 * USEC_PER_SEC); /* a look every 10 s */
+    start(world, world->pg.dsn, 1000 * USEC_PER_SEC); /* a look every 50 s */
     WAIT_FOR(purged(world) == 10);
     WAIT_FOR(connections(world) == 0);
-    for (int i = 0; i < 20; i++) {
-        usleep(100000);
+    for (int i = 0; i < 3; i++) {
+        const uint64_t beat = thread_last_beat(retention_thread(world->retention));
+
+        WAIT_FOR(thread_last_beat(retention_thread(world->retention)) > beat);
         assert_int_equal(connections(world), 0);
-        uint64_t beat = thread_last_beat(retention_thread(world->retention));
-        assert_true(clock_usec() < beat + 2 * USEC_PER_SEC);
     }
 }
 
@@ -220,10 +220,10 @@ static void stopping_does_not_wait_for_a_frozen_server(void **state)
     start(world, world->proxy.dsn, 2 * USEC_PER_SEC);
     WAIT_FOR(purged(world) >= 1000);
     proxy_set(&world->proxy, PROXY_FREEZE);
-    usleep(50000);
     uint64_t begin = clock_usec();
     retention_stop(world->retention);
-    assert_in_range(clock_usec() - begin, 0, USEC_PER_SEC);
+    assert_true(clock_usec() - begin <
+                4 * USEC_PER_SEC); /* no query is given so little */
     retention_stop(world->retention);
 
     /* What it has counted is gone, in whole batches, and the rest is there. */

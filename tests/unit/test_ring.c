@@ -731,7 +731,7 @@ static void nobody_sleeps_through_an_event(void **state)
 
     (void)state;
     stress_begin(&stress, 100000, run_reader);
-    while (clock_usec() < end && seen_fault(&stress) == NULL) {
+    while ((clock_usec() < end || position < 10) && seen_fault(&stress) == NULL) {
         position++;
         push_or_restart(&stress, frame_new(position, 10), &seed, position);
         ring_wake(stress.ring);
@@ -747,7 +747,6 @@ static void nobody_sleeps_through_an_event(void **state)
     }
     push_last(&stress, ++position);
     stress_end(&stress);
-    assert_true(position > 10);
 }
 
 /* Long enough for the writer to drop the frame, close the batch and free it, if it did not
