@@ -75,14 +75,15 @@ def spoil_one(instead, number=20, index=7):
     return spoil
 
 
-def load(spoil, *options, server_class=Server):
+def load(spoil, *options, server_class=Server, patience=2):
+    """`patience`: seconds until what has not come is missing."""
     server = server_class(spoil)
     server.start()
     try:
         done = subprocess.run(
             [str(Path(find_gateway()).parent / "bench" / "load"), "--server", "gateway",
              "--port", str(server.port), "--subscribers", str(SUBSCRIBERS), "--rate", "50",
-             "--warmup", "0.2", "--seconds", "0.6", "--patience", "2", *options],
+             "--warmup", "0.2", "--seconds", "0.6", "--patience", str(patience), *options],
             capture_output=True, text=True, timeout=scaled(60), stdin=subprocess.DEVNULL)
     finally:
         server.close()
@@ -92,7 +93,7 @@ def load(spoil, *options, server_class=Server):
 
 @pytest.mark.parametrize("options", [(), ("--count",)])
 def test_a_server_that_sends_everything_is_found_to_do_so(options):
-    status, result = load(lambda number, index, frame: frame, *options)
+    status, result = load(lambda number, index, frame: frame, *options, patience=30)
     assert status == 0, result
     assert result["deliveries"] == 30 * SUBSCRIBERS
     assert result["missing"] == result["doubled"] == 0
@@ -107,7 +108,7 @@ def test_one_frame_that_is_missing_is_seen(options):
 
 
 def test_one_frame_that_comes_twice_is_seen():
-    status, result = load(spoil_one(lambda frame: frame + frame))
+    status, result = load(spoil_one(lambda frame: frame + frame), patience=30)
     assert status == 1
     assert result["doubled"] == 1
 
@@ -127,14 +128,14 @@ def test_two_frames_that_change_places_are_seen():
         kept.append(frame)
         return b"" if number == 10 else kept[1] + kept[0]
 
-    status, result = load(swap)
+    status, result = load(swap, patience=6)
     assert status == 1
     assert (result["missing"], result["doubled"]) == (1, 1)
 
 
 def test_a_frame_that_says_there_is_a_gap_is_seen():
     gap = b"id: 1\nevent: gap\ndata: {}\n\n"
-    status, result = load(spoil_one(lambda frame: gap + frame))
+    status, result = load(spoil_one(lambda frame: gap + frame), patience=30)
     assert status == 1
     assert result["gaps"] == 1
 

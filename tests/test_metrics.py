@@ -75,17 +75,17 @@ def test_answers_are_counted_by_class(gateway):
 
 
 def test_connections_are_counted(gateway):
-    before = gateway.metric("pgsse_connections")
+    gateway.wait_metric("pgsse_connections", 1)  # the one that asks
     connections = [gateway.connection() for _ in range(10)]
     try:
         for connection in connections:
             connection.send(build_request("GET", "/healthz"))
             assert connection.read_response().status == 200
-        gateway.wait_metric("pgsse_connections", before + 10)
+        gateway.wait_metric("pgsse_connections", 11)
     finally:
         for connection in connections:
             connection.close()
-    gateway.wait_metric("pgsse_connections", before)
+    gateway.wait_metric("pgsse_connections", 1)
 
 
 def test_how_long_a_publish_takes_is_measured(gateway):

@@ -1,5 +1,6 @@
 """POST /events: what is taken, what is refused, and what an answer promises."""
 
+import concurrent.futures
 import json
 import threading
 
@@ -400,12 +401,23 @@ def publish_together(gateway, workers, requests, bad_every=0):
     return [answer for mine in answers for answer in mine]
 
 
-def test_many_publishers_share_batches(gateway, pg):
+def test_publishers_that_wait_share_a_batch(gateway, pg):
+    gateway.publish("c", "0")
+    with pg.connect() as holder, concurrent.futures.ThreadPoolExecutor(1) as executor:
+        holder.execute("SELECT gateway.lock_order()")
+        publishing = executor.submit(publish_together, gateway, workers=64, requests=1)
+        gateway.wait_metric("pgsse_publish_waiting_events", lambda count: count >= 48)
+        holder.commit()
+        assert {status for status, *_ in publishing.result()} == {201}
+    figures = gateway.metrics()
+    assert figures["pgsse_events_published_total"] == 65
+    assert figures["pgsse_publish_batches_total"] <= 2 + 16
+
+
+def test_many_publishers_are_served_in_the_order_of_each(gateway, pg):
     answers = publish_together(gateway, workers=64, requests=20)
     assert {status for status, *_ in answers} == {201}
-    figures = gateway.metrics()
-    assert figures["pgsse_events_published_total"] == 1280
-    assert figures["pgsse_publish_batches_total"] <= 1280 / 3
+    assert gateway.metric("pgsse_events_published_total") == 1280
     for worker in range(64):
         assert [data for _, _, data in pg.events(f"w{worker}")] == [str(n) for n in range(20)]
 

@@ -123,6 +123,7 @@ def test_one_large_event_broken_in_the_middle_goes_on_from_the_table(pg, small):
             small.wait_metric("pgsse_streams_behind", 1)
             fill(pg, 2000)
             last = small.publish("big", "2")
+            small.wait_metric("pgsse_head_seq", int(last))
             assert stream.next_event(timeout=60).data == data
             assert stream.next_event().id == last
     assert small.metric("pgsse_streams_lagged_total") >= 2

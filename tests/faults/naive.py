@@ -8,7 +8,7 @@ It has real sockets and a real LISTEN, and numbers rows as the gateways do. The 
     (empty)                 none
     resume-by-insertion     a resume reads what was inserted after the client's last event,
                             in the order of insertion, instead of the order of commits
-    dropped-notification    of every fiftieth notification, what it was about is not sent
+    dropped-notification    of every tenth notification, what it was about is not sent
     doubled-frame           every hundredth frame is sent twice
     swapped-frames          every hundredth pair of frames is sent the wrong way round
     early-acknowledgement   a POST is acknowledged first and committed then
@@ -93,7 +93,7 @@ class Naive:
             return
         self.notifications += notified
         dropped = (self.mistake == "dropped-notification" and notified
-                   and self.notifications % 50 == 0)
+                   and self.notifications % 10 == 0)
         with self.lock:
             self.head = rows[-1][0]
             for stream in () if dropped else self.streams:
@@ -131,7 +131,7 @@ class Naive:
                         " RETURNING id", event).fetchone()[0] for event in events]
                     if early:
                         answer(sock, "201 Created", {})
-                        time.sleep(0.1)
+                        time.sleep(0.5)
                 while not early and None in (seqs := [seq for (seq,) in connection.execute(
                         "SELECT seq FROM gateway.events WHERE id = ANY (%s) ORDER BY id",
                         (ids,))]):

@@ -28,7 +28,7 @@ SANITIZER_STATUS = 77
 
 # The drain time the tests' gateways are given, and what may be added to it by a busy machine.
 DRAIN_SECONDS = 2
-DRAIN_SLACK_SECONDS = 5
+DRAIN_SLACK_SECONDS = 15
 
 
 def clean_environment(directory, extra=None):

@@ -23,7 +23,7 @@ def _slowness():
 SLOWNESS = _slowness()
 
 # Long enough that only a hang reaches it, short enough that a hang is reported soon.
-PATIENCE = 15.0
+PATIENCE = 30.0
 
 
 def scaled(seconds):
