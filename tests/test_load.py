@@ -1,6 +1,7 @@
 """The bench's load generator, held against servers that are wrong on purpose: each mistake
 must be seen, or no figure of the bench means anything."""
 
+import contextlib
 import json
 import re
 import socket
@@ -25,6 +26,7 @@ class Server(threading.Thread):
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port = self.socket.getsockname()[1]
         self.subscribers = []
+        self.published = 0
 
     def run(self):
         while True:
@@ -32,17 +34,31 @@ class Server(threading.Thread):
                 connection, _ = self.socket.accept()
             except OSError:
                 return
-            head = b""
-            while b"\r\n\r\n" not in head:
-                head += connection.recv(65536)
-            if head.startswith(b"GET"):
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
-                self.subscribers.append(connection)
-            else:
-                threading.Thread(target=self.publish, args=(connection, head), daemon=True).start()
+            threading.Thread(target=self.answer, args=(connection,), daemon=True).start()
+
+    def answer(self, connection):
+        head = b""
+        while b"\r\n\r\n" not in head:
+            more = connection.recv(65536)
+            if not more:
+                return
+            head += more
+        if head.startswith(b"GET"):
+            self.subscribe(connection, head)
+        else:
+            with contextlib.suppress(ConnectionResetError):
+                self.publish(connection, head)
+
+    def subscribe(self, connection, head):
+        self.greet(connection, re.search(rb"channel=(\w+)", head)[1])
+
+    def greet(self, connection, channel):
+        self.subscribers.append((connection, channel))
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
 
     def publish(self, connection, received):
         number = 0
+        channel = re.search(rb"channel=(\w+)", received)[1]
         while True:
             head, _, rest = received.partition(b"\r\n\r\n")
             found = re.search(rb"Content-Length: (\d+)", head)
@@ -55,17 +71,19 @@ class Server(threading.Thread):
                 continue
             received = rest[length:]
             for line in rest[:length].splitlines():
-                self.deliver(number, b"id: %d\ndata: %s\n\n" % (number, line))
+                self.deliver(number, b"id: %d\ndata: %s\n\n" % (number, line), channel)
+                self.published += 1
                 number += 1
             connection.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
 
-    def deliver(self, number, frame):
-        for index, subscriber in enumerate(self.subscribers):
+    def deliver(self, number, frame, channel):
+        listening = [connection for connection, name in self.subscribers if name == channel]
+        for index, subscriber in enumerate(listening):
             subscriber.sendall(self.spoil(number, index, frame))
 
     def close(self):
         self.socket.close()
-        for subscriber in self.subscribers:
+        for subscriber, _ in self.subscribers:
             subscriber.close()
 
 
@@ -75,19 +93,23 @@ def spoil_one(instead, number=20, index=7):
     return spoil
 
 
-def load(spoil, *options, server_class=Server, patience=2):
+def command(server, *options, patience=2):
     """`patience`: seconds until what has not come is missing."""
+    return [str(Path(find_gateway()).parent / "bench" / "load"), "--server", "gateway",
+            "--port", str(server.port), "--subscribers", str(SUBSCRIBERS), "--rate", "50",
+            "--warmup", "0.2", "--seconds", "0.6", "--patience", str(patience), *options]
+
+
+def load(spoil, *options, server_class=Server, patience=2):
     server = server_class(spoil)
     server.start()
     try:
-        done = subprocess.run(
-            [str(Path(find_gateway()).parent / "bench" / "load"), "--server", "gateway",
-             "--port", str(server.port), "--subscribers", str(SUBSCRIBERS), "--rate", "50",
-             "--warmup", "0.2", "--seconds", "0.6", "--patience", str(patience), *options],
-            capture_output=True, text=True, timeout=scaled(60), stdin=subprocess.DEVNULL)
+        done = subprocess.run(command(server, *options, patience=patience),
+                              capture_output=True, text=True, timeout=scaled(60),
+                              stdin=subprocess.DEVNULL)
     finally:
         server.close()
-    assert done.returncode in (0, 1), done.stderr
+    assert done.returncode in (0, 1) and done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
 
 
@@ -143,10 +165,10 @@ def test_a_frame_that_says_there_is_a_gap_is_seen():
 class Cutting(Server):
     """Closes one connection behind an event."""
 
-    def deliver(self, number, frame):
-        super().deliver(number, frame)
+    def deliver(self, number, frame, channel):
+        super().deliver(number, frame, channel)
         if number == 25:
-            self.subscribers.pop(5).close()
+            self.subscribers.pop(5)[0].close()
 
 
 def test_a_connection_that_ends_is_seen():
@@ -154,3 +176,59 @@ def test_a_connection_that_ends_is_seen():
     assert status == 1
     assert result["lost"] == 1
     assert result["missing"] > 0
+
+
+def test_who_is_held_publishes_nothing_until_it_may():
+    server = Server(lambda number, index, frame: frame)
+    server.start()
+    try:
+        with subprocess.Popen(command(server, "--hold", "--each"), stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True) as held:
+            assert held.stdout.readline() == "ready\n"
+            assert len(server.subscribers) == SUBSCRIBERS
+            assert server.published == 0
+            output, _ = held.communicate("go\n", timeout=scaled(60))
+    finally:
+        server.close()
+    result = json.loads(output)
+    assert held.returncode == 0
+    assert len(result["each_complete_usec"]) == result["events"] == 30
+    assert 0 < max(result["each_complete_usec"]) == result["complete_usec"]["max"]
+
+
+class Remembering(Server):
+    """Sends those who come with an id what came after it, but turns the first few of them away."""
+
+    refusals = 5
+
+    def __init__(self, spoil):
+        super().__init__(spoil)
+        self.lock = threading.Lock()
+        self.frames = {}
+
+    def subscribe(self, connection, head):
+        channel = re.search(rb"channel=(\w+)", head)[1]
+        last = re.search(rb"Last-Event-ID: (\d+)", head)
+        with self.lock:
+            if last and self.refusals:
+                self.refusals -= 1
+                connection.close()
+                return
+            self.greet(connection, channel)
+            for frame in self.frames.get(channel, [])[int(last[1]) + 1:] if last else ():
+                connection.sendall(frame)
+
+    def deliver(self, number, frame, channel):
+        with self.lock:
+            self.frames.setdefault(channel, []).append(frame)
+            super().deliver(number, frame, channel)
+
+
+def test_all_who_return_have_caught_up_and_who_was_turned_away_comes_again():
+    status, result = load(lambda number, index, frame: frame, "--storm", "40",
+                          server_class=Remembering)
+    assert status == 0, result
+    storm = result["storm"]
+    assert (storm["returning"], storm["caught_up"], storm["refused"]) == (40, 40, 5)
+    assert storm["caught_up_seconds"] > 1  # who was turned away has waited
+    assert storm["missed_each"] == 29

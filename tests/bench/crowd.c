@@ -17,7 +17,8 @@
 /* Ports of one source address are not enough: so many subscribers share one. */
 #define SUBSCRIBERS_PER_ADDRESS 10000
 
-#define CONNECTING_MAX 500
+#define CONNECTING_MAX 500     /* at the beginning, before anything is measured */
+#define AGAIN_USEC     2000000 /* the time that a gateway tells, unless set otherwise */
 #define READ_BYTES     (1024 * 1024)
 #define LINE_MAX_BYTES 1024 /* of a line that is not whole yet */
 #define DISCARD_BYTES  (16 * 1024 * 1024)
@@ -29,6 +30,7 @@ struct subscriber {
     uint64_t bytes;
     char *line; /* the beginning of one */
     uint32_t line_len;
+    bool asked; /* connected, and its request is sent */
     bool greeted;
     bool sampled; /* is read, not only counted */
     bool caught_up;
@@ -45,6 +47,7 @@ struct crowd {
     size_t connecting; /* of them, not greeted */
     bool returning;
     bool counting;
+    uint64_t again_usec;  /* when who was refused tries again; 0: nobody was */
     uint64_t returned_to; /* published when they were told to return */
     int epoll_fd;
     char id[CROWD_ID_MAX]; /* of the frame being read, of the first subscriber */
@@ -58,6 +61,7 @@ static void raise_count(_Atomic uint64_t *count, uint64_t by)
 
 /* -- connecting -- */
 
+/* -EAGAIN: the connection does not stand yet. */
 static int send_request(struct crowd *crowd, struct subscriber *subscriber)
 {
     char path[128], request[2048], resume[CROWD_ID_MAX + 20] = "";
@@ -75,7 +79,21 @@ static int send_request(struct crowd *crowd, struct subscriber *subscriber)
                              "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%u\r\n"
                              "Accept: text/event-stream\r\n%s\r\n",
                              path, crowd->plan->port, resume);
-    return send(subscriber->fd, request, (size_t)len, MSG_NOSIGNAL) == len ? 0 : -EIO;
+    const ssize_t sent = send(subscriber->fd, request, (size_t)len, MSG_NOSIGNAL);
+    subscriber->asked = sent == len;
+    return subscriber->asked ? 0 : sent < 0 ? -errno : -EIO;
+}
+
+/* Its request, and from then on its answers are waited for; until the connection stands, that. */
+static int ask(struct crowd *crowd, struct subscriber *subscriber, int operation)
+{
+    const int result = send_request(crowd, subscriber);
+    struct epoll_event event = {.events = result == 0 ? EPOLLIN : EPOLLOUT,
+                                .data = {.ptr = subscriber}};
+
+    if (result < 0 && result != -EAGAIN)
+        return result;
+    return epoll_ctl(crowd->epoll_fd, operation, subscriber->fd, &event) < 0 ? -errno : 0;
 }
 
 static int begin_one(struct crowd *crowd, size_t index)
@@ -91,29 +109,29 @@ static int begin_one(struct crowd *crowd, size_t index)
     const struct sockaddr_in to = {.sin_family = AF_INET,
                                    .sin_port = htons((uint16_t)crowd->plan->port),
                                    .sin_addr = {.s_addr = htonl(INADDR_LOOPBACK)}};
-    struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = subscriber}};
 
     subscriber->channel = (uint32_t)(number % crowd->plan->channels);
     subscriber->next =
         crowd->returning ? CROWD_GET(crowd->order->first) + 1 : subscriber->channel;
     subscriber->sampled = !crowd->plan->sampled || index % CROWD_SAMPLE == 0;
-    subscriber->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    subscriber->asked = false;
+    subscriber->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (subscriber->fd < 0 ||
         setsockopt(subscriber->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one,
                    sizeof(one)) < 0 ||
         bind(subscriber->fd, (const struct sockaddr *)&from, sizeof(from)) < 0 ||
-        connect(subscriber->fd, (const struct sockaddr *)&to, sizeof(to)) < 0 ||
-        epoll_ctl(crowd->epoll_fd, EPOLL_CTL_ADD, subscriber->fd, &event) < 0)
+        (connect(subscriber->fd, (const struct sockaddr *)&to, sizeof(to)) < 0 &&
+         errno != EINPROGRESS))
         return -errno;
-    crowd->begun++;
-    crowd->connecting++;
-    return send_request(crowd, subscriber);
+    return ask(crowd, subscriber, EPOLL_CTL_ADD);
 }
 
-/* As many as may be under way at once. */
+/* As many as may be under way; all who return are, and come one behind the other. */
 static int begin_more(struct crowd *crowd)
 {
-    while (crowd->begun < crowd->count && crowd->connecting < CONNECTING_MAX) {
+    const size_t most = crowd->returning ? crowd->count : CONNECTING_MAX;
+
+    while (crowd->begun < crowd->count && crowd->connecting < most) {
         const int result = begin_one(crowd, crowd->begun);
 
         if (result < 0) {
@@ -121,6 +139,31 @@ static int begin_more(struct crowd *crowd)
                           crowd->first + crowd->begun, strerror(-result));
             return result;
         }
+        crowd->begun++;
+        crowd->connecting++;
+    }
+    return 0;
+}
+
+/* As an EventSource does: a little later it tries once more. */
+static int be_refused(struct crowd *crowd, struct subscriber *subscriber)
+{
+    (void)close(subscriber->fd);
+    subscriber->fd = -1;
+    raise_count(&crowd->report->refused, 1);
+    if (crowd->again_usec == 0)
+        crowd->again_usec = figures_now_usec() + AGAIN_USEC;
+    return 0;
+}
+
+static int begin_again(struct crowd *crowd)
+{
+    if (crowd->again_usec == 0 || figures_now_usec() < crowd->again_usec)
+        return 0;
+    crowd->again_usec = 0;
+    for (size_t i = 0; i < crowd->begun; i++) {
+        if (crowd->subscribers[i].fd < 0 && begin_one(crowd, i) < 0)
+            return -1;
     }
     return 0;
 }
@@ -231,6 +274,11 @@ static int take_bytes(struct crowd *crowd, struct subscriber *subscriber, size_t
 
 static int read_some(struct crowd *crowd, struct subscriber *subscriber)
 {
+    if (!subscriber->asked) {
+        const int result = ask(crowd, subscriber, EPOLL_CTL_MOD);
+
+        return result < 0 && crowd->returning ? be_refused(crowd, subscriber) : result;
+    }
     const bool discard = !subscriber->sampled && subscriber->greeted;
     const ssize_t len = discard ? recv(subscriber->fd, crowd->space, DISCARD_BYTES,
                                        MSG_DONTWAIT | MSG_TRUNC)
@@ -239,6 +287,8 @@ static int read_some(struct crowd *crowd, struct subscriber *subscriber)
 
     if (len < 0 && errno == EAGAIN)
         return 0;
+    if (len <= 0 && crowd->returning && !subscriber->greeted)
+        return be_refused(crowd, subscriber);
     if (len <= 0) {
         (void)epoll_ctl(crowd->epoll_fd, EPOLL_CTL_DEL, subscriber->fd, NULL);
         atomic_fetch_add_explicit(&crowd->report->lost, 1, memory_order_relaxed);
@@ -292,7 +342,7 @@ static int turn(struct crowd *crowd)
 {
     struct epoll_event events[512];
 
-    if (may_begin(crowd) && begin_more(crowd) < 0)
+    if (may_begin(crowd) && (begin_more(crowd) < 0 || begin_again(crowd) < 0))
         return -1;
     if (!crowd->counting && CROWD_GET(crowd->order->counting))
         begin_counting(crowd);

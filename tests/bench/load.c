@@ -8,6 +8,10 @@
  * that a server that is late is seen to be late. First a time to warm up; when all of its events
  * have arrived, the measured time begins, and it ends when all of its events have arrived.
  *
+ * Several loads that take turns (--slot) begin together (--hold): each says "ready" when its
+ * subscribers are connected, and goes on when it is sent a line. Their times to warm up and to
+ * measure begin with a turn, so that they are the same for all.
+ *
  * Prints one line of JSON. Status 1, and why on stderr, when an event is missing or doubled.
  */
 #include <getopt.h>
@@ -40,6 +44,8 @@ struct load {
     pid_t pids[PIDS_MAX];
     size_t pid_count;
     size_t storm_count;
+    bool hold;
+    bool each; /* event's completion is said */
 
     struct crowd_plan plan;
     struct crowd_order *order;
@@ -247,13 +253,26 @@ static void weather_storm(struct load *load)
     load->storm_missing = storm_end(load->storm);
 }
 
+/* Somebody waits until all of several are so far. */
+static void await_word(struct load *load)
+{
+    char line[16];
+
+    (void)printf("ready\n");
+    (void)fflush(stdout);
+    if (fgets(line, sizeof(line), stdin) == NULL)
+        die(load, "nobody said that it begins");
+}
+
 static void measure(struct load *load)
 {
     CROWD_SET(load->order->first, UINT64_MAX);
+    posting_await_turn(&load->posting);
     publish_for(load, load->warmup, NULL);
     if (load->storm != NULL && storm_gather(load->storm) < 0)
         die(load, "nobody publishes for the storm");
     await_deliveries(load);
+    posting_await_turn(&load->posting);
 
     load->measured_from = CROWD_GET(load->order->published);
     CROWD_SET(load->order->first, load->measured_from);
@@ -274,19 +293,26 @@ static void measure(struct load *load)
 /* -- the result -- */
 
 /* From an event's sending until its last subscriber had it. */
+static uint64_t completion_usec(const struct load *load, uint64_t event)
+{
+    uint64_t last = load->posting.sent_usec[event];
+
+    for (size_t i = 0; i < load->crowd_count; i++) {
+        if (load->reports[i]->arrivals[event].last_usec > last)
+            last = load->reports[i]->arrivals[event].last_usec;
+    }
+    return last - load->posting.sent_usec[event];
+}
+
 static void count_complete(const struct load *load, struct histogram *ret_complete)
 {
     const uint64_t published = CROWD_GET(load->order->published);
 
     for (uint64_t k = load->measured_from; k < published; k++) {
-        uint64_t last = 0;
+        const uint64_t usec = completion_usec(load, k);
 
-        for (size_t i = 0; i < load->crowd_count; i++) {
-            if (load->reports[i]->arrivals[k].last_usec > last)
-                last = load->reports[i]->arrivals[k].last_usec;
-        }
-        if (last > load->posting.sent_usec[k])
-            histogram_add(ret_complete, last - load->posting.sent_usec[k]);
+        if (usec > 0)
+            histogram_add(ret_complete, usec);
     }
 }
 
@@ -316,6 +342,17 @@ static void add_up(const struct load *load, struct sums *sums)
         histogram_merge(&sums->latency[1], &report->latency[1]);
     }
     count_complete(load, &sums->complete);
+}
+
+static void print_each(const struct load *load)
+{
+    const uint64_t published = CROWD_GET(load->order->published);
+
+    (void)printf(",\"each_complete_usec\":[");
+    for (uint64_t k = load->measured_from; k < published; k++)
+        (void)printf("%s%" PRIu64, k > load->measured_from ? "," : "",
+                     completion_usec(load, k));
+    (void)printf("]");
 }
 
 static void print_threads(const struct load *load)
@@ -363,6 +400,8 @@ static void print_result(const struct load *load, const struct sums *sums)
         histogram_print(stdout, &sums->latency[0]);
         (void)printf(",\"complete_usec\":");
         histogram_print(stdout, &sums->complete);
+        if (load->each)
+            print_each(load);
         print_threads(load);
     }
     if (load->storm != NULL)
@@ -391,6 +430,9 @@ static void usage(FILE *out)
         "missing\n"
         "  --slot I/N           publish in one second of N only, so that several take "
         "turns\n"
+        "  --hold               say \"ready\" when all are connected, and wait for a "
+        "line\n"
+        "  --each               say of each event when its last subscriber had it\n"
         "  --pid PID            of the server, for its processor time; "
         "repeatable\n"
         "  --count              read one subscriber in 50, and count the others' bytes\n"
@@ -446,6 +488,12 @@ static void take_option(struct load *load, int option)
     case 'o':
         load->plan.sampled = true;
         break;
+    case 'h':
+        load->hold = true;
+        break;
+    case 'e':
+        load->each = true;
+        break;
     case 'm':
         load->storm_count = strtoul(optarg, NULL, 10);
         break;
@@ -469,6 +517,8 @@ static void take_arguments(struct load *load, int argc, char **argv)
         {"seconds", required_argument, NULL, 't'},
         {"warmup", required_argument, NULL, 'w'},
         {"slot", required_argument, NULL, 'u'},
+        {"hold", no_argument, NULL, 'h'},
+        {"each", no_argument, NULL, 'e'},
         {"patience", required_argument, NULL, 'x'},
         {"pid", required_argument, NULL, 'i'},
         {"count", no_argument, NULL, 'o'},
@@ -522,6 +572,8 @@ int main(int argc, char **argv)
         load.storm = storm_new(&load.plan, &load.posting, load.storm_count, load.seconds);
     if (load.storm_count > 0 && load.storm == NULL)
         die(&load, "there is no storm");
+    if (load.hold)
+        await_word(&load);
     measure(&load);
     end_crowds(&load);
     add_up(&load, &sums);

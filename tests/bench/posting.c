@@ -187,6 +187,13 @@ static int publish(struct posting *posting, uint64_t due_usec)
     return send_all(posting, len);
 }
 
+void posting_await_turn(const struct posting *posting)
+{
+    if (posting->slots > 0)
+        figures_sleep_until((figures_now_usec() / POSTING_SLOT_USEC + 1) *
+                            POSTING_SLOT_USEC);
+}
+
 static bool has_its_turn(const struct posting *posting, uint64_t due_usec)
 {
     return posting->slots == 0 ||

@@ -49,6 +49,9 @@ struct posting {
 /* With all above `fd` filled in. The memory and the connection end with the process. */
 int posting_connect(struct posting *posting);
 
+/* Where several take turns: until the next turn begins, whosever it is. */
+void posting_await_turn(const struct posting *posting);
+
 /* For so long, or until `enough` (may be NULL) says so, or until there is no room for more. */
 int posting_run(struct posting *posting, double seconds, bool (*enough)(void *argument),
                 void *argument);

@@ -9,7 +9,7 @@
 
 #define SECOND       1000000
 #define MOMENT_USEC  (2 * SECOND) /* what a storm lasts at the least */
-#define WITNESS_USEC (10 * SECOND)
+#define WITNESS_USEC (30 * SECOND)
 
 struct storm {
     struct crowd_plan plan;
@@ -129,8 +129,9 @@ void storm_print(FILE *out, const struct storm *storm)
 {
     (void)fprintf(out,
                   "\"returning\":%zu,\"caught_up\":%zu,\"caught_up_seconds\":%.3f,"
-                  "\"missed_each\":%" PRIu64,
+                  "\"refused\":%" PRIu64 ",\"missed_each\":%" PRIu64,
                   storm->count, CROWD_GET(storm->report->caught_up),
                   (double)(storm->report->caught_up_usec - storm->begun_usec) / SECOND,
+                  CROWD_GET(storm->report->refused),
                   CROWD_GET(storm->order->published) - 1);
 }
