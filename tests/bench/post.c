@@ -13,7 +13,6 @@
  * and a text on stderr, when anything went wrong or nothing was answered.
  */
 #include <arpa/inet.h>
-#include <dirent.h>
 #include <errno.h>
 #include <getopt.h>
 #include <netinet/tcp.h>
@@ -21,12 +20,11 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base.h"
+#include "figures.h"
 
 #define CONNECTIONS_MAX 10000
 #define PIDS_MAX        64
@@ -34,10 +32,6 @@
 
 /* Of the first event; it grows no digit in any time that somebody waits. */
 #define FIRST_NUMBER 1000000000000
-
-/* Latencies are counted in slots of 4 us, up to 4 s. */
-#define SLOT_USEC 4
-#define SLOTS     1000000
 
 /* Nobody has answered for so long: it is over. */
 #define SILENCE_MSEC 10000
@@ -55,7 +49,7 @@ struct post {
     double seconds;
     double warmup;
     const char *path;
-    long pids[PIDS_MAX];
+    pid_t pids[PIDS_MAX];
     size_t pid_count;
 
     struct client *clients;
@@ -68,66 +62,13 @@ struct post {
     uint64_t answers;
     uint64_t errors;
     char fault[200]; /* the first error */
-    uint32_t *slots;
-    uint64_t slowest_usec;
+    struct histogram latency;
 };
-
-static uint64_t now_usec(void)
-{
-    struct timespec now;
-
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * USEC_PER_SEC + (uint64_t)now.tv_nsec / 1000;
-}
 
 static void die(const char *what)
 {
     fprintf(stderr, "post: %s: %s\n", what, strerror(errno));
     exit(1);
-}
-
-/* -- CPU -- */
-
-static double thread_cpu_seconds(const char *pid, const char *task)
-{
-    char path[400];
-    unsigned long long nsec = 0;
-
-    (void)snprintf(path, sizeof(path), "/proc/%s/task/%s/schedstat", pid, task);
-    FILE *file = fopen(path, "re");
-    if (file == NULL)
-        return 0; /* it has just ended */
-    if (fscanf(file, "%llu", &nsec) != 1)
-        nsec = 0;
-    (void)fclose(file);
-    return (double)nsec / 1e9;
-}
-
-static double cpu_seconds(const struct post *post)
-{
-    double seconds = 0;
-
-    for (size_t i = 0; i < post->pid_count; i++) {
-        char pid[24], path[64];
-
-        (void)snprintf(pid, sizeof(pid), "%ld", post->pids[i]);
-        (void)snprintf(path, sizeof(path), "/proc/%s/task", pid);
-        DIR *tasks = opendir(path);
-        if (tasks == NULL)
-            continue;
-        for (const struct dirent *task; (task = readdir(tasks)) != NULL;)
-            seconds += task->d_name[0] != '.' ? thread_cpu_seconds(pid, task->d_name) : 0;
-        (void)closedir(tasks);
-    }
-    return seconds;
-}
-
-static double own_cpu_seconds(void)
-{
-    struct timespec used;
-
-    (void)clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
-    return (double)used.tv_sec + (double)used.tv_nsec / 1e9;
 }
 
 /* -- asking -- */
@@ -170,7 +111,7 @@ static void ask(struct post *post, struct client *client)
         *digit = '0';
     ++*digit;
     client->have = 0;
-    client->sent_usec = now_usec();
+    client->sent_usec = figures_now_usec();
     if (send(client->fd, post->request, post->request_len, MSG_NOSIGNAL) !=
         (ssize_t)post->request_len)
         fail_client(post, client, "a request could not be sent whole");
@@ -226,13 +167,12 @@ static int look_at_answer(struct client *client, const char **ret_why)
 
 static void count_answer(struct post *post, const struct client *client)
 {
-    const uint64_t usec = now_usec() - client->sent_usec;
+    const uint64_t usec = figures_now_usec() - client->sent_usec;
 
     if (!post->measuring)
         return;
     post->answers++;
-    post->slots[MIN(usec / SLOT_USEC, SLOTS - 1)]++;
-    post->slowest_usec = MAX(post->slowest_usec, usec);
+    histogram_add(&post->latency, usec);
 }
 
 static void client_ready(struct post *post, struct client *client)
@@ -261,7 +201,7 @@ static void run_until(struct post *post, uint64_t end_usec)
 {
     struct epoll_event events[CONNECTIONS_MAX > 512 ? 512 : CONNECTIONS_MAX];
 
-    while (post->open > 0 && now_usec() < end_usec) {
+    while (post->open > 0 && figures_now_usec() < end_usec) {
         const int count =
             epoll_wait(post->epoll_fd, events, ARRAY_SIZE(events), SILENCE_MSEC);
 
@@ -297,48 +237,37 @@ static void connect_client(struct post *post, struct client *client)
     post->open++;
 }
 
-static uint64_t percentile_usec(const struct post *post, double share)
-{
-    const uint64_t wanted = (uint64_t)(share * (double)post->answers);
-    uint64_t seen = 0;
-
-    for (size_t i = 0; i < SLOTS; i++) {
-        seen += post->slots[i];
-        if (seen > wanted)
-            return MIN(i * SLOT_USEC + SLOT_USEC / 2, post->slowest_usec);
-    }
-    return post->slowest_usec;
-}
-
 static void measure(struct post *post)
 {
+    const pid_t self = getpid();
+
     for (size_t i = 0; i < post->connections; i++)
         ask(post, &post->clients[i]);
-    run_until(post, now_usec() + (uint64_t)(post->warmup * 1e6));
+    run_until(post, figures_now_usec() + (uint64_t)(post->warmup * 1e6));
 
-    const double server_before = cpu_seconds(post);
-    const double own_before = own_cpu_seconds();
-    const uint64_t begin = now_usec();
+    const double server_before = figures_cpu_seconds(post->pids, post->pid_count);
+    const double own_before = figures_cpu_seconds(&self, 1);
+    const uint64_t begin = figures_now_usec();
 
     post->measuring = true;
     run_until(post, begin + (uint64_t)(post->seconds * 1e6));
 
-    const double seconds = (double)(now_usec() - begin) / 1e6;
-    const double own = own_cpu_seconds() - own_before;
-    const double server = cpu_seconds(post) - server_before;
+    const double seconds = (double)(figures_now_usec() - begin) / 1e6;
+    const double own = figures_cpu_seconds(&self, 1) - own_before;
+    const double server =
+        figures_cpu_seconds(post->pids, post->pid_count) - server_before;
     const double answers = (double)MAX(post->answers, 1);
 
     printf("{\"connections\":%zu,\"seconds\":%.3f,\"answers\":%llu,"
-           "\"answers_per_second\":%.0f,"
-           "\"latency_usec\":{\"p50\":%llu,\"p99\":%llu,\"max\":%llu},\"errors\":%llu,"
+           "\"answers_per_second\":%.0f,\"errors\":%llu,"
            "\"server_cpu_seconds\":%.3f,\"server_cpu_usec_per_answer\":%.3f,"
-           "\"generator_cpu_seconds\":%.3f,\"generator_cpu_usec_per_answer\":%.3f}\n",
+           "\"generator_cpu_seconds\":%.3f,\"generator_cpu_usec_per_answer\":%.3f,"
+           "\"latency_usec\":",
            post->connections, seconds, (unsigned long long)post->answers,
-           (double)post->answers / seconds,
-           (unsigned long long)percentile_usec(post, 0.50),
-           (unsigned long long)percentile_usec(post, 0.99),
-           (unsigned long long)post->slowest_usec, (unsigned long long)post->errors,
-           server, server * 1e6 / answers, own, own * 1e6 / answers);
+           (double)post->answers / seconds, (unsigned long long)post->errors, server,
+           server * 1e6 / answers, own, own * 1e6 / answers);
+    histogram_print(stdout, &post->latency);
+    printf("}\n");
 }
 
 static void read_options(struct post *post, int argc, char **argv)
@@ -365,7 +294,7 @@ static void read_options(struct post *post, int argc, char **argv)
         else if (option == 'u')
             post->path = optarg;
         else if (option == 'i' && post->pid_count < PIDS_MAX)
-            post->pids[post->pid_count++] = strtol(optarg, NULL, 10);
+            post->pids[post->pid_count++] = (pid_t)strtol(optarg, NULL, 10);
         else
             exit(2);
     }
@@ -379,20 +308,19 @@ static void read_options(struct post *post, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    struct post post = {.connections = 256, .seconds = 5, .warmup = 1, .path = "/events"};
+    static struct post post = {
+        .connections = 256, .seconds = 5, .warmup = 1, .path = "/events"};
 
     read_options(&post, argc, argv);
     post.clients = calloc(post.connections, sizeof(*post.clients));
-    post.slots = calloc(SLOTS, sizeof(*post.slots));
     post.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (post.clients == NULL || post.slots == NULL || post.epoll_fd < 0)
+    if (post.clients == NULL || post.epoll_fd < 0)
         die("could not begin");
     write_request(&post);
     for (size_t i = 0; i < post.connections; i++)
         connect_client(&post, &post.clients[i]);
     measure(&post);
     free(post.clients);
-    free(post.slots);
     if (post.errors == 0 && post.answers > 0)
         return 0;
     fprintf(stderr, "post: %llu errors, %llu answers; the first error: %s\n",
