@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 
-from bench import figures, paper, table
+from bench import figures, paper, rounds, table
 from bench.rows import ROWS
 from harness.tools import REPOSITORY, find_gateway
 from harness.waiting import scaled
@@ -33,6 +33,22 @@ def test_a_peer_with_fewer_rounds_is_compared_within_its_own():
     check = figures.compare("cpu", [2.0, 8.0, 8.0], [4.0], "µs", "Nchan", 0.4)
     assert check.ratio == 0.5
     assert check.verdict == "missed"
+
+
+def test_a_quantile_of_all_rounds_is_that_of_their_events_together():
+    found = rounds.Rounds()
+    found.results = {"gateway": [{"each": [3.0] * 60}, {"each": [3.0] * 58 + [4.0, 9.0]}],
+                     "bare": [{"each": [2.0] * 120}]}
+    check = found.pool("complete", lambda result: result["each"], 0.99, "ms", "bare", 1.2)
+    assert (check.value, check.other, check.ratio, check.rounds) == (4.0, 2.0, 2.0, 1)
+    assert figures.quantile([5.0, 1.0], 0.5) == 1.0
+
+
+def test_a_line_says_of_how_many_rounds_it_is():
+    check = figures.compare("cpu", [2.0, 8.0, 8.0], [4.0], "µs", "Nchan")
+    assert check.rounds == 1
+    assert table.line(check, "cpu").split()[-1] == "1"
+    assert figures.middle("cpu", [2.0, 8.0, 9.0], "µs").rounds == 3
 
 
 def test_a_figure_may_have_to_be_large():

@@ -16,7 +16,8 @@ import sys
 import time
 
 from .ground import ground
-from .memory import Holder, allow_descriptors, chrome_header, pss_bytes
+from .machine import raise_file_limit
+from .memory import Holder, chrome_header, pss_bytes
 
 SETTINGS = {"ring.bytes": "1MiB"}
 RING_BYTES = 1 << 20
@@ -101,7 +102,7 @@ def descriptors_at_rest(gateway, subscribers):
 
 def measure(gateway, seconds=30, subscribers=1000, rate=200):
     """Bytes an hour by which a gateway grows that was started with SETTINGS."""
-    allow_descriptors(subscribers)
+    raise_file_limit()
     churn = Churn(gateway, subscribers, rate)
     churn.fill_ring()
     samples = []

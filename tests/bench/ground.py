@@ -16,28 +16,45 @@ SUBSCRIBERS_MAX = 19000
 
 
 class DurableCluster(Cluster):
-    """fsync is on: it is part of what is claimed."""
+    """As an operator would run it: what is acknowledged is on the disk (fsync is on, it is part of
+    what is claimed), and there is room for the WAL of a measurement."""
 
-    settings = {**SETTINGS, "fsync": "on", "shared_buffers": "256MB"}
+    settings = {**SETTINGS, "fsync": "on", "shared_buffers": "256MB", "max_connections": "100",
+                "max_wal_size": "4GB", "checkpoint_timeout": "30min"}
 
 
-@contextlib.contextmanager
-def database(cluster_class=DurableCluster):
-    """An empty database with the schema, on a server of its own."""
-    cluster = cluster_class()
-    directory = Path(tempfile.mkdtemp(prefix="pgsse-migrate-"))
+# A database with the schema and no event, to be copied.
+TEMPLATE = "pristine"
+
+
+def start_cluster(kind=DurableCluster):
+    """A server with TEMPLATE; remove() ends it."""
+    cluster = kind()
     try:
         cluster.start()
         cluster.create_owner()
-        made = cluster.create_database("bench")
-        done = run_gateway(directory, "migrate", "up", settings={"database.dsn": made.dsn})
+        made = cluster.create_database(TEMPLATE)
+        with tempfile.TemporaryDirectory(prefix="pgsse-migrate-") as directory:
+            done = run_gateway(Path(directory), "migrate", "up",
+                               settings={"database.dsn": made.dsn})
         if done.returncode != 0:
             raise RuntimeError(done.stderr)
+    except BaseException:
+        cluster.remove()
+        raise
+    return cluster
+
+
+@contextlib.contextmanager
+def database(kind=DurableCluster):
+    """An empty database with the schema, on a server of its own."""
+    cluster = start_cluster(kind)
+    try:
+        made = cluster.create_database("bench", template=TEMPLATE)
         yield made
         made.close()
     finally:
         cluster.remove()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -28,25 +28,18 @@ import tempfile
 import threading
 from pathlib import Path
 
-from harness.gateway import Gateway, run_gateway
-from harness.postgres import Cluster
+from harness.gateway import Gateway
 from harness.tools import REPOSITORY, find_postgres_tool
 from harness.waiting import wait_until
+
+from . import ground
+from .machine import cpu_seconds
 
 CLIENTS = 16
 THREADS = 2
 SITUATIONS = ("without", "one", "two", "left")
-TEMPLATE = "inserts_template"
 SCRIPT = """INSERT INTO gateway.events (channel, type, data) VALUES ('bench', 'inserted', '{"n":1}');\n"""
 RATE = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)
-CPU_TICKS = os.sysconf("SC_CLK_TCK")
-
-
-class Server(Cluster):
-    """As an operator would run it: durable, and with room for the WAL of the run."""
-
-    settings = {**Cluster.settings, "fsync": "on", "shared_buffers": "256MB",
-                "max_wal_size": "4GB", "checkpoint_timeout": "30min"}
 
 
 @contextlib.contextmanager
@@ -69,19 +62,14 @@ def slow_fsync():
     return library
 
 
-def cpu_seconds(pid):
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / CPU_TICKS
-
-
-def pgbench(server, database, seconds, directory):
-    """Transactions a second."""
+def pgbench(database, seconds, directory, rate=None):
+    """Transactions a second: as many as there can be, or at that rate."""
     script = directory / "insert.sql"
     script.write_text(SCRIPT)
     done = subprocess.run(
         [find_postgres_tool("pgbench"), "--no-vacuum", "--protocol=prepared",
          f"--client={CLIENTS}", f"--jobs={THREADS}", f"--time={seconds}", f"--file={script}",
-         "-h", str(server.home), "-p", "5432", "-U", "gateway", database.name],
+         *([f"--rate={rate}"] if rate else []), database.dsn],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds + 60)
     rate = RATE.search(done.stdout)
     if done.returncode != 0 or not rate:
@@ -95,7 +83,7 @@ class Turn:
     def __init__(self, server, directory):
         self.server = server
         self.directory = directory
-        self.database = server.create_database(template=TEMPLATE)
+        self.database = server.create_database(template=ground.TEMPLATE)
         self.gateways = []
 
     def attach(self):
@@ -114,7 +102,7 @@ class Turn:
         self.attach()
         killer = threading.Timer(0.7, self.gateways[0].kill)
         killer.start()
-        pgbench(self.server, self.database, 1, self.directory)
+        pgbench(self.database, 1, self.directory)
         killer.join()
         self.gateways.clear()
 
@@ -123,7 +111,7 @@ class Turn:
         of the gateways)"""
         pids = self.listener_pids()
         before = sum(map(cpu_seconds, pids)), sum(cpu_seconds(g.pid) for g in self.gateways)
-        rate = pgbench(self.server, self.database, seconds, self.directory)
+        rate = pgbench(self.database, seconds, self.directory)
         after = sum(map(cpu_seconds, pids)), sum(cpu_seconds(g.pid) for g in self.gateways)
         return {"per_second": rate, "backend_cpu": (after[0] - before[0]) / seconds,
                 "gateway_cpu": (after[1] - before[1]) / seconds}
@@ -169,18 +157,8 @@ def measure(slow=False, rounds=3, seconds=5, situations=SITUATIONS, say=lambda l
     directory = Path(tempfile.mkdtemp(prefix="pgsse-bench-"))
     directory.chmod(0o755)
     with preloaded(slow_fsync() if slow else None):
-        server = Server()
-        try:
-            server.start()
-        except BaseException:
-            server.remove()
-            raise
+        server = ground.start_cluster()
     try:
-        server.create_owner()
-        template = server.create_database(TEMPLATE)
-        done = run_gateway(directory / "migrate", "migrate", "up",
-                           settings={"database.dsn": template.dsn})
-        assert done.returncode == 0, done.stderr
         taken = {situation: [] for situation in situations}
         for number in range(rounds):
             for situation in situations:

@@ -11,7 +11,6 @@ What the kernel does in send(2) is not counted, and takes a hundred times as lon
 import collections
 import json
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -20,8 +19,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness.tools import REPOSITORY, die_with_parent, find_tool, gateway_path
+from harness.tools import REPOSITORY, die_with_parent, find_tool
 from harness.waiting import wait_until
+
+from . import machine
+from .programs import program
 
 STEP = 40                # events of the shorter count; the longer one has three times as many
 SUBSCRIBERS = 200
@@ -35,10 +37,6 @@ KEPT_IN_SENDING = re.compile(r"sent_bytes|->delivered|last_sent_usec|told_seq")
 KEPT_ELSEWHERE = {"stats.c", "wheel.c", "clock.c", "connection.c", "thread.c"}
 
 Profile = collections.namedtuple("Profile", "instructions sends lines")
-
-
-def program(name):
-    return gateway_path().parent / "bench" / name
 
 
 # -- what callgrind writes --
@@ -76,7 +74,7 @@ class Counted:
         self.directory = Path(tempfile.mkdtemp(prefix="pgsse-count-"))
         self.sockets, self.parts = [], 0
         self.channels = channels
-        raise_file_limit(subscribers + 100)
+        machine.raise_file_limit()
         log = open(self.directory / "log", "wb")
         self.process = subprocess.Popen(
             [find_tool("valgrind"), "--tool=callgrind", "--separate-threads=yes",
@@ -178,12 +176,6 @@ class Counted:
         return ((many.instructions - few.instructions) / more,
                 (many.sends - few.sends) / more,
                 {place: (cost - few.lines[place]) / more for place, cost in many.lines.items()})
-
-
-def raise_file_limit(wanted):
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 # -- figures --

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import resource
+import socket
 import subprocess
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,11 @@ def raise_file_limit():
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return most
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        return door.getsockname()[1]
 
 
 # -- CPU time ---------------------------------------------------------------------------
@@ -41,6 +47,11 @@ def thread_seconds(pid):
         name = (task / "comm").read_text().strip()
         found[name] = found.get(name, 0) + int((task / "schedstat").read_text().split()[0]) / 1e9
     return found
+
+
+def user_and_kernel(pid):
+    """Ticks in user space and in the kernel."""
+    return tuple(map(int, _stat(pid)[11:13]))
 
 
 def _stat(pid):

@@ -10,7 +10,6 @@ not count: some kilobytes on both sides, the same for every server.
 
 import json
 import re
-import resource
 import selectors
 import socket
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from harness.waiting import wait_until
 
 from .ground import ground
+from .machine import raise_file_limit
 
 # As Chromium 156 sent it, but for the names of the hosts and of the browser: a page that
 # is not on this machine, in a browser with a window.
@@ -77,13 +77,6 @@ def at_rest(pids):
     return seen[-1], sum(map(rss_bytes, pids))
 
 
-def allow_descriptors(count):
-    """As many as are needed, if the limit can be raised so far."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < count + 100:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(count + 100, hard), hard))
-
-
 class Holder:
     """Subscribers that read nothing but the first bytes of their stream."""
 
@@ -136,7 +129,7 @@ class Holder:
 def measure(pids, address, count=10000, path="/events?channel=c{}", channels=1):
     """Bytes for each of `count` idle subscribers of the server that these processes are;
     `{}` in the path is the channel's number."""
-    allow_descriptors(count)
+    raise_file_limit()
     headers = [chrome_header(path.format(number % channels)) for number in range(count)]
     with Holder(address) as holder:
         pss, rss = at_rest(pids)
@@ -185,7 +178,7 @@ Content-Length: 12\r
 
 def measure_kept(gateway, count=1000):
     """Bytes for each connection that is kept open between two POSTs."""
-    allow_descriptors(count)
+    raise_file_limit()
     with Holder(gateway.address) as holder:
         pss, _ = at_rest([gateway.pid])
         for _ in range(count):

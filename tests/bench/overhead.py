@@ -19,7 +19,7 @@ import json
 import sys
 from statistics import median
 
-from . import instructions
+from . import instructions, machine
 from .programs import run, say
 from .servers import World
 
@@ -31,19 +31,12 @@ OFF = {"stream.heartbeat": "1h", "stream.idle_close": "1d"}
 SETTINGS = {"usual": {}, "off": OFF, "often": {"stream.heartbeat": f"{15_000 // OFTEN}ms"}}
 
 
-def times(pid):
-    """Seconds in user space and in the kernel, in the kernel's own small units."""
-    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return int(fields[11]), int(fields[12])
-
-
 def deliver(world, settings, seconds):
     """CPU microseconds a message, and how much of the process's time was in user space."""
     with world.start("ring", settings=settings) as server:
         found = run("load", *server.load_arguments(), "--subscribers", SUBSCRIBERS,
                     "--rate", RATE, "--seconds", seconds, timeout=seconds + 60)
-        user, kernel = times(server.pids[0])
+        user, kernel = machine.user_and_kernel(server.pids[0])
     return found["cpu_usec_per_delivery"], user / max(user + kernel, 1)
 
 

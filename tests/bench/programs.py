@@ -1,13 +1,19 @@
 """The programs in C beside this file, run and listened to: each prints one line of JSON."""
 
+import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 
 from harness.tools import die_with_parent, gateway_path
+
+
+# All subscribers of one program are connected within that.
+CONNECT_SECONDS = 90
 
 
 class NotMeasured(Exception):
@@ -33,28 +39,79 @@ def end(process):
             process.wait()
 
 
+class Program:
+    """One of them, running; `with` ends it."""
+
+    def __init__(self, name, *arguments, env=None):
+        self.name = name
+        self.command = [str(program(name)), *map(str, arguments)]
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, start_new_session=True, env={**os.environ, **(env or {})},
+            preexec_fn=die_with_parent(signal.SIGTERM))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        end(self.process)
+
+    def await_ready(self, timeout):
+        """It says "ready" and waits for go(), or has ended, as result() will tell."""
+        if not select.select([self.process.stdout], [], [], timeout)[0]:
+            raise self.complain(f"{self.name} was not ready within {timeout:.0f} s")
+        self.process.stdout.readline()
+
+    def go(self):
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+
+    def complain(self, why):
+        say(f"failed: {' '.join([self.name, *self.command[1:]])}")
+        return NotMeasured(why)
+
+    def result(self, timeout):
+        """What the program measured. Whatever it complains about ends the row."""
+        try:
+            output, complaint = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise self.complain(f"{self.name} did not end within {timeout:.0f} s") from None
+        if self.process.returncode != 0:
+            why = "; ".join(complaint.split("\n")[:5]).strip("; ")
+            raise self.complain(why or f"{self.name} ended with {self.process.returncode}")
+        try:
+            return json.loads(output.strip().splitlines()[-1])
+        except (IndexError, ValueError):
+            raise self.complain(f"{self.name} printed no JSON: {output[-200:]!r}") from None
+
+
 def run(name, *arguments, timeout, env=None):
-    """What the program measured. Whatever it complains about ends the row."""
-    command = [str(program(name)), *map(str, arguments)]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True,
-                               env={**os.environ, **(env or {})},
-                               preexec_fn=die_with_parent(signal.SIGTERM))
-    try:
-        output, complaint = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        say(f"no end: {' '.join([name, *command[1:]])}")
-        raise NotMeasured(f"{name} did not end within {timeout:.0f} s") from None
-    finally:
-        end(process)
-    if process.returncode != 0:
-        say(f"failed: {' '.join([name, *command[1:]])}")
-        why = "; ".join(complaint.split("\n")[:5]).strip("; ")
-        raise NotMeasured(why or f"{name} ended with status {process.returncode}")
-    try:
-        return json.loads(output.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        raise NotMeasured(f"{name} printed no JSON: {output[-200:]!r}") from None
+    """What the program measured."""
+    with Program(name, *arguments, env=env) as started:
+        return started.result(timeout)
+
+
+def run_together(commands, timeout):
+    """{key: (program's name, arguments)}, of programs that take --hold: all begin when the last of
+    them is ready. {key: what it measured, or the problem}"""
+    found = {}
+    with contextlib.ExitStack() as stack:
+        started = {key: stack.enter_context(Program(name, *arguments, "--hold"))
+                   for key, (name, arguments) in commands.items()}
+        for key, one in started.items():
+            try:
+                one.await_ready(CONNECT_SECONDS)
+            except NotMeasured as problem:
+                found[key] = problem
+        for key in started.keys() - found.keys():
+            started[key].go()
+        for key in started.keys() - found.keys():
+            try:
+                found[key] = started[key].result(timeout)
+            except NotMeasured as problem:
+                found[key] = problem
+    return found
 
 
 _begin = time.monotonic()

@@ -1,11 +1,10 @@
 """Servers take turns under the same load, round after round."""
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from . import figures, machine
-from .programs import NotMeasured, run, say
+from .programs import NotMeasured, run_together, say
 from .servers import SERVERS
 
 # Beside what is measured: connecting thousands, and waiting for what is under way.
@@ -14,7 +13,7 @@ SLACK_SECONDS = 60
 
 @dataclass
 class Load:
-    """What `load` is told."""
+    """What `load` is told, and which server it is for, where that is not its name."""
 
     subscribers: int
     rate: float
@@ -23,6 +22,8 @@ class Load:
     seconds: float = 1.0  # times BENCH_SECONDS
     warmup: float = 1.0
     more: tuple = ()
+    server: str = None
+    settings: dict = None  # of the server, beside those that all have
 
     def arguments(self, seconds, turns=1):
         """`turns`: of so many, one second is this one's."""
@@ -39,34 +40,34 @@ class Load:
 PROBLEMS = (NotMeasured, TimeoutError, OSError, AssertionError)
 
 
-def visit(world, names, load, seconds):
-    """The servers, started for it, under the same load: {name: what load says about it, or the
-    problem}. Several are there at the same time and take turns, second by second, on one core:
-    what the machine's neighbours do meanwhile, they do to all."""
-    turns = len(names)
-    found = {}
-
-    def measure(name, server, slot):
-        slots = ["--slot", f"{slot}/{turns}"] if turns > 1 else []
-        try:
-            found[name] = run("load", *server.load_arguments(), *load.arguments(seconds, turns),
-                              *slots, timeout=load.timeout(seconds, turns))
-        except PROBLEMS as problem:
-            found[name] = problem
-
-    with ExitStack() as stack, ThreadPoolExecutor(turns) as pool:
-        servers = {}
-        for name in names:
+def visit(world, loads, seconds):
+    """The servers of loads ({name: Load}), started for it: {name: what load says about it, or the
+    problem}. Several are there at the same time, begin together and take turns, second by second,
+    on one core: what the machine's neighbours do meanwhile, they do to all."""
+    turns = len(loads)
+    found, servers = {}, {}
+    with ExitStack() as stack:
+        for name, load in loads.items():
             try:
-                servers[name] = stack.enter_context(world.start(name))
+                options = {"settings": load.settings} if load.settings else {}
+                servers[name] = stack.enter_context(world.start(load.server or name, **options))
             except PROBLEMS as problem:
                 found[name] = problem
         if turns > 1:
             stack.enter_context(machine.cores_apart(
                 [pid for server in servers.values() for pid in server.pids]))
-        for name, server in servers.items():
-            pool.submit(measure, name, server, names.index(name))
-    return found
+        commands = {}
+        for slot, (name, load) in enumerate(loads.items()):
+            if name in servers:
+                commands[name] = ("load", [*servers[name].load_arguments(),
+                                           *load.arguments(seconds, turns),
+                                           *(["--slot", f"{slot}/{turns}"] if turns > 1 else ())])
+        return found | run_together(commands, max(load.timeout(seconds, turns)
+                                                  for load in loads.values()))
+
+
+def title_of(name):
+    return SERVERS[name].title if name in SERVERS else name
 
 
 class Rounds:
@@ -79,48 +80,59 @@ class Rounds:
     def values(self, name, key):
         return [key(result) for result in self.results.get(name, ())]
 
-    def compare(self, what, key, unit, against, target=None, relation="<=", ours="gateway"):
+    def compare(self, what, key, unit, against, target=None, relation="<=", ours="gateway",
+                title=None):
         """The gateway's figure beside another's, which may have had fewer rounds."""
-        title = SERVERS[against].title
+        title = title or title_of(against)
         for name in (ours, against):
             if name in self.missing:
                 return figures.Check(what, against=title, missing=self.missing[name])
         return figures.compare(what, self.values(ours, key), self.values(against, key), unit,
                                title, target, relation)
 
+    def pool(self, what, key, share, unit, against, target=None):
+        """A quantile of all that the rounds have found together, beside another's; key makes a list
+        of a result."""
+        for name in ("gateway", against):
+            if name in self.missing:
+                return figures.Check(what, against=title_of(against), missing=self.missing[name])
+        ours, theirs = (figures.quantile(sum(self.values(name, key), []), share)
+                        for name in ("gateway", against))
+        check = figures.compare(what, [ours], [theirs], unit, title_of(against), target)
+        check.rounds = min(len(self.results[name]) for name in ("gateway", against))
+        return check
+
     def limit(self, what, key, unit, target=None, relation="<=", ours="gateway"):
         """The gateway's median, held against a number."""
         if ours in self.missing:
             return figures.Check(what, missing=self.missing[ours])
-        return figures.limit(what, figures.median(self.values(ours, key)), unit, target,
-                             relation)
+        return figures.middle(what, self.values(ours, key), unit, target, relation)
 
     def as_json(self):
         return {"results": self.results, "missing": self.missing}
 
 
 def alternate(bench, row, loads, rounds=None, together=()):
-    """loads: {server: its Load}. Those of `together`, which have the same, are measured at the same
-    time; the others one after the other. Peers that are slow take part in fewer rounds:
-    {server: n}. Who could not be measured once is not asked again."""
+    """loads: {name: its Load}. `together` are groups of names that are measured at the same time;
+    the others are measured one after the other. Peers that are slow take part in fewer rounds:
+    {name: n}. Who could not be measured once is not asked again."""
     found = Rounds()
     count = {name: min(bench.rounds, (rounds or {}).get(name, bench.rounds)) for name in loads}
-    groups = [tuple(together)] if together else []
-    groups += [(name,) for name in loads if name not in together]
+    grouped = [name for group in together for name in group]
+    groups = [*together, *((name,) for name in loads if name not in grouped)]
     for number in range(bench.rounds):
         for group in groups:
-            names = [name for name in group
-                     if number < count[name] and name not in found.missing]
-            if not names:
+            chosen = {name: loads[name] for name in group
+                      if number < count[name] and name not in found.missing}
+            if not chosen:
                 continue
-            results = visit(bench.world, names, loads[names[0]], bench.seconds)
-            for name, result in results.items():
+            for name, result in visit(bench.world, chosen, bench.seconds).items():
                 if isinstance(result, Exception):
                     found.missing[name] = str(result)
-                    say(f"{row}: {SERVERS[name].title}: {result}")
+                    say(f"{row}: {title_of(name)}: {result}")
                     continue
                 found.results.setdefault(name, []).append(result)
-                say(f"{row}: round {number + 1}: {SERVERS[name].title}: {brief(result)}")
+                say(f"{row}: round {number + 1}: {title_of(name)}: {brief(result)}")
     return found
 
 

@@ -6,11 +6,12 @@ listens, and one query for each batch of events. How much that is, is measured h
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from statistics import median
 
-from . import figures
+from harness.waiting import wait_until
+
+from . import figures, inserts
 from .machine import PostgresMeter, cpu_seconds, thread_seconds
-from .programs import NotMeasured, run, say
+from .programs import NotMeasured, run, run_together, say
 
 GATEWAYS = (1, 2, 4)
 
@@ -40,20 +41,19 @@ def at_once(*calls):
 # -- subscribers at two gateways --------------------------------------------------------
 
 
-def crowd(server, number, subscribers, rate, seconds):
-    return lambda: run("load", *server.load_arguments(), "--prefix", f"g{number}x",
-                       "--subscribers", subscribers, "--rate", rate, "--seconds", seconds,
-                       timeout=seconds + 60)
-
-
 def measure_crowds(bench, count):
     """10 000 subscribers, at one gateway or half of them at each of two, with 8 events/s each. At
     two gateways these are 16 events in all, and each gateway takes in all of them."""
     with gateways(bench, count) as servers:
-        found = at_once(*(crowd(server, number, 10_000 // count, 8, 2 * bench.seconds)
-                          for number, server in enumerate(servers)))
+        found = run_together(
+            {number: ("load", [*server.load_arguments(), "--prefix", f"g{number}x", "--subscribers",
+                               10_000 // count, "--rate", 8, "--seconds", 2 * bench.seconds])
+             for number, server in enumerate(servers)}, timeout=2 * bench.seconds + 60).values()
+    for result in found:
+        if isinstance(result, NotMeasured):
+            raise result
     return {"cpu_seconds": sum(result["server_cpu_seconds"] for result in found),
-            "deliveries": sum(result["deliveries"] for result in found), "loads": found}
+            "deliveries": sum(result["deliveries"] for result in found), "loads": list(found)}
 
 
 def per_delivery(result):
@@ -81,44 +81,59 @@ def feed_seconds(server):
                if not name.startswith("shard"))
 
 
-def listen(bench, count):
+def post_events(bench, servers, seconds):
+    """To the first of them."""
+    run("load", *servers[0].load_arguments(), "--subscribers", 10, "--rate", EVENTS_PER_SECOND,
+        "--seconds", seconds, timeout=seconds + 60)
+
+
+def insert_events(bench, servers, seconds):
+    """By an application, row by row."""
+    inserts.pgbench(servers[0].database, max(1, round(seconds)), bench.world.folder("pgbench"),
+                    rate=EVENTS_PER_SECOND)
+
+
+def listen(bench, count, publish):
     """CPU microseconds an event: PostgreSQL's, and that of the last gateway, which only
     listens if there are several."""
-    seconds = bench.seconds
     with gateways(bench, count) as servers:
         last = servers[-1]
-        rows = "SELECT count(*) FROM gateway.events"
         meter, fed, whole = (PostgresMeter(bench.world.cluster), feed_seconds(last),
                              cpu_seconds(last.gateway.pid))
-        run("load", *servers[0].load_arguments(), "--subscribers", 10,
-            "--rate", EVENTS_PER_SECOND, "--seconds", seconds, timeout=seconds + 60)
+        publish(bench, servers, bench.seconds)
+        events = last.database.value("SELECT count(*) FROM gateway.events")
+        for server in servers:
+            await_events(server, events)
         postgres = meter.seconds()
         fed, whole = feed_seconds(last) - fed, cpu_seconds(last.gateway.pid) - whole
-        events = last.database.value(rows)
-        for server in servers:
-            received = server.gateway.metric("pgsse_events_received_total")
-            if received != events:
-                raise NotMeasured(f"{received:.0f} of {events} events came to a gateway")
     return {"gateways": count, "events": events, "postgres_usec": postgres / events * 1e6,
             "feed_usec": fed / events * 1e6, "gateway_usec": whole / events * 1e6}
 
 
-def listeners(bench):
+def await_events(server, count):
+    """All of them, and not one more."""
+    received = lambda: server.gateway.metric("pgsse_events_received_total")  # noqa: E731
+    wait_until(lambda: received() >= count, "every event comes to every gateway", timeout=30)
+    if received() != count:
+        raise NotMeasured(f"{received():.0f} of {count} events came to a gateway")
+
+
+def listeners(bench, publish=post_events):
     raw = {count: [] for count in GATEWAYS}
     for number in range(min(bench.rounds, ROUNDS)):
         for count in GATEWAYS:
-            raw[count].append(listen(bench, count))
+            raw[count].append(listen(bench, count, publish))
             say(f"listeners: round {number + 1}: {count}:"
                 f" {raw[count][-1]['postgres_usec']:.1f} µs of PostgreSQL an event")
     postgres = {count: [result["postgres_usec"] for result in results]
                 for count, results in raw.items()}
     one, *_, most = GATEWAYS
-    each = median((b - a) / (most - one) for a, b in zip(postgres[one], postgres[most]))
-    feed = median(result["feed_usec"] for result in raw[most])
-    return [*(figures.limit(f"{count} gateway{'s' if count > 1 else ''}", median(values), "µs")
+    each = [(b - a) / (most - one) for a, b in zip(postgres[one], postgres[most])]
+    feed = [result["feed_usec"] for result in raw[most]]
+    return [*(figures.middle(f"{count} gateway{'s' if count > 1 else ''}", values, "µs")
               for count, values in postgres.items()),
-            figures.limit("each one more", each, "µs"),
-            figures.limit("in a gateway that only listens", feed, "µs")], raw
+            figures.middle("each one more", each, "µs"),
+            figures.middle("in a gateway that only listens", feed, "µs")], raw
 
 
 # -- publishers -------------------------------------------------------------------------

@@ -17,13 +17,11 @@ from pathlib import Path
 
 import psycopg
 
-from harness.gateway import Gateway, run_gateway
-from harness.postgres import SETTINGS as TEST_SETTINGS
-from harness.postgres import Cluster
+from harness.gateway import Gateway
 from harness.tools import die_with_parent, gateway_path
 from harness.waiting import wait_until
 
-from . import machine
+from . import ground, machine
 from .programs import NotMeasured, end, program
 
 HERE = Path(__file__).resolve().parent
@@ -37,18 +35,6 @@ GATEWAY_SETTINGS = {
     "server.drain": "0",
     "limits.connections": str(PLACES),
 }
-
-
-class BenchCluster(Cluster):
-    """What is acknowledged is on the disk: fsync is on, as it is for everybody."""
-
-    settings = {**TEST_SETTINGS, "fsync": "on", "shared_buffers": "128MB",
-                "max_connections": "100"}
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        return door.getsockname()[1]
 
 
 class World:
@@ -79,28 +65,13 @@ class World:
     @property
     def cluster(self):
         if self._cluster is None:
-            cluster = BenchCluster()
-            try:
-                cluster.start()
-                cluster.create_owner()
-                self._migrate(cluster)
-            except BaseException:
-                cluster.remove()
-                raise
-            self._cluster = cluster
+            self._cluster = ground.start_cluster()
         return self._cluster
-
-    def _migrate(self, cluster):
-        database = cluster.create_database("pristine")
-        done = run_gateway(self.folder("migrate"), "migrate", "up",
-                           settings={"database.dsn": database.dsn})
-        if done.returncode:
-            raise NotMeasured(done.stderr)
 
     def database(self):
         """A new one with the schema and no event."""
         name = f"b{next(self._numbers)}"
-        return self.cluster.create_database(name, template="pristine")
+        return self.cluster.create_database(name, template=ground.TEMPLATE)
 
     @staticmethod
     def drop(database):
@@ -188,7 +159,7 @@ class Bare(Server):
     kind, title = "bare", "bare"
 
     def start(self):
-        self.port = free_port()
+        self.port = machine.free_port()
         self.run([program("bare"), self.port])
 
 
@@ -198,7 +169,7 @@ class BareMhd(Server):
     kind, title = "bare_mhd", "bare MHD"
 
     def start(self):
-        self.port = free_port()
+        self.port = machine.free_port()
         self.run([program("bare_mhd"), "--port", self.port])
 
 
@@ -213,7 +184,7 @@ class Ring(Server):
         super().__init__(world)
 
     def start(self):
-        self.port, self.feed = free_port(), free_port()
+        self.port, self.feed = machine.free_port(), machine.free_port()
         settings = [word for name, value in self.settings.items()
                     for word in ("--set", f"{name}={value}")]
         self.run([program("ring"), "--port", self.port, "--publish-port", self.feed, *settings])
@@ -298,7 +269,7 @@ class Nchan(Server):
     def start(self):
         if not NCHAN_MODULE.exists():
             raise NotMeasured("nginx's module Nchan is not installed")
-        self.port = free_port()
+        self.port = machine.free_port()
         names = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         paths = "\n    ".join(f"{name}_temp_path {self.folder}/{name};" for name in names)
         config = self.folder / "nginx.conf"
@@ -326,7 +297,7 @@ class Node(Server):
 
     def start(self):
         packages = self.world.node_packages()
-        self.port = free_port()
+        self.port = machine.free_port()
         self.database = self.world.database()
         info = psycopg.conninfo.conninfo_to_dict(self.database.dsn)
         env = {"NODE_PATH": str(packages), "PGHOST": info["host"], "PGPORT": info["port"],

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from harness.postgres import SETTINGS
 
-from . import ground
+from . import ground, machine
 
 ROWS = 5_000_000
 CHANNELS = 1000
@@ -84,11 +84,6 @@ def make_cold(database):
     cluster.start()
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return listening.getsockname()[1]
-
-
 def is_ready(port):
     """Does /readyz say 200?"""
     with contextlib.suppress(OSError), \
@@ -108,7 +103,7 @@ def was_told(notifications):
 
 def start_once(database):
     """Milliseconds from the start to READY=1, and to the first 200 of /readyz."""
-    port = free_port()
+    port = machine.free_port()
     with tempfile.TemporaryDirectory(prefix="pgsse-notify-") as directory, \
          socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as notifications:
         path = str(Path(directory) / "notify")

@@ -6,7 +6,8 @@ import textwrap
 from . import paper
 
 WIDTH = 110
-COLUMNS = f"{'':44}{'gateway':>10}  {'':8}{'':>10}{'ratio':>9}  {'to reach':>10}  "
+COLUMNS = (f"{'':44}{'gateway':>10}  {'':8}{'':>10}{'ratio':>9}  {'to reach':>10}  "
+           f"{'rounds':>11}")
 
 
 def number(value):
@@ -40,7 +41,7 @@ def line(check, what):
         shown = number(check.target) if check.ratio is None else ratio(check.target)
         target = f"{check.relation} {shown}"
     return (f"{name:44}{number(check.value):>10}  {check.against:8}{number(check.other):>10}"
-            f"{ratio(check.ratio):>9}  {target:>10}  {check.verdict}").rstrip()
+            f"{ratio(check.ratio):>9}  {target:>10}  {check.verdict:6}{check.rounds:>5}")
 
 
 def rows_text(rows):
@@ -63,8 +64,9 @@ def heading(run):
     yield (f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB,"
            f" Linux {machine['kernel']}, {machine['system']}")
     yield ", ".join(f"{name} {version}" for name, version in versions.items())
-    yield (f"medians of {run['rounds']} rounds, {run['seconds_each']:g} s each; {run['date']};"
-           f" {run['seconds'] / 60:.0f} min in all; load of the machine at the beginning"
+    yield (f"medians of so many rounds as each line says; {run['seconds_each']:g} s each, unless said"
+           f" otherwise; {run['date']};")
+    yield (f"{run['seconds'] / 60:.0f} min in all; load of the machine at the beginning"
            f" {run['load_before']:.2f}")
     yield ""
 
