@@ -19,6 +19,7 @@ round, and the table shows the median of those ratios.
     figures   one line of the table: a figure, what it has to reach, and whether it did
     scale     several gateways on one machine: what each costs the others and the database
     paper     one million subscribers, computed from what was measured
+    where     where the time of a server goes: perf (python3 -m bench.where)
     table     the table, and the file for machines
 
 `make bench` measures all rows; `make bench BENCH_ROWS=list` says which there are.

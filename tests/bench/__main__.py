@@ -4,6 +4,7 @@ the status is 1 when something could not be measured, or a message was missing.
     BENCH_ROWS     which rows, by name; all unless given. BENCH_ROWS=list says what there is
     BENCH_ROUNDS   how often each server has its turn (3)
     BENCH_SECONDS  for how long it is measured each time (2); some rows take more or less
+    BENCH_CHURN_SECONDS  for how long subscribers leave and come back (30)
 """
 
 import argparse

@@ -1,12 +1,13 @@
 """Does anything grow? Subscribers leave and come back, others publish and look at /metrics.
 
+    make bench BENCH_ROWS=churn BENCH_CHURN_SECONDS=3600
     python3 -m bench.churn [seconds] [subscribers] [departures a second]
 
 The ring is small, and full from the beginning. The server's PSS is taken every second; what
 counts is the slope after the first quarter, by which time whatever is made once has been
-made. A run of half a minute can tell a leak for each departure, no more: a page is 4096
-bytes, and so many departures are few thousand. It is also said what was open at the end that
-was not open when the first quarter was over.
+made. A run of half a minute can tell a leak for each departure, an hour's a slow one: a page
+is 4096 bytes, and so many departures are few thousand. It is also said what was open at the
+end that was not open when the first quarter was over.
 """
 
 import json

@@ -1,8 +1,11 @@
 """Rows with a measurement of their own: a program or a module that measures one thing."""
 
+import os
+
 import psycopg
 
 from . import figures, scale
+from .machine import PostgresMeter
 from .programs import NotMeasured, run, say
 from .row import measurement, row
 from .servers import BareMhd
@@ -33,22 +36,23 @@ def memory(bench):
     return lines, raw
 
 
-# So short a time does not tell less than this from noise; whatever is forgotten of a
-# subscriber weighs more.
-CHURN_SECONDS = 30
-CHURN_BYTES = 64
+# Growth in all: a run of half a minute does not tell less from noise, and an hour's must not
+# come to more. Whatever is forgotten of each subscriber weighs more in both.
+CHURN_SECONDS = int(os.environ.get("BENCH_CHURN_SECONDS") or 30)
+CHURN_KIB = 384
 
 
 @row("churn", "Does anything grow? 1 000 subscribers, 200 leave and come back a second",
      f"{CHURN_SECONDS} s with 20 POSTs/s and a look at /metrics each second; the slope of PSS after"
-     " the first quarter, divided by the departures. Less than 64 bytes cannot be told from noise in"
-     " so short a time")
+     " the first quarter, times the whole. What is less cannot be told from noise in half a minute; for"
+     " an hour: BENCH_CHURN_SECONDS=3600 BENCH_ROWS=churn")
 def churn(bench):
     module = measurement("churn")
     with bench.world.start("gateway", settings=module.SETTINGS) as server:
         raw = module.measure(server.gateway, CHURN_SECONDS)
-    return [figures.limit("growth for each departure", raw["pss_bytes_per_departure"], "bytes",
-                          CHURN_BYTES),
+    grown = raw["pss_bytes_per_departure"] * raw["departures"] / 1024
+    return [figures.limit(f"growth in {CHURN_SECONDS} s", grown, "KiB", CHURN_KIB),
+            figures.limit("departures", raw["departures"], ""),
             figures.limit("descriptors more at the end", raw["descriptors_more"], "", 0)], raw
 
 
@@ -61,33 +65,62 @@ def post(server, connections, seconds):
                max(1, round(seconds)), "--path", "/events", *arguments, timeout=seconds + 60)
 
 
-def check_stored(server, result):
-    """What was acknowledged is in the table."""
+def stored(server):
     with psycopg.connect(server.database.dsn) as connection:
-        stored, = connection.execute("SELECT count(*) FROM gateway.events").fetchone()
-    if stored < result["answers"]:
-        raise NotMeasured(f"{result['answers']} POSTs acknowledged, {stored} events stored")
+        return connection.execute("SELECT count(*) FROM gateway.events").fetchone()[0]
+
+
+def post_to_gateway(bench):
+    """What was acknowledged is in the table; and what PostgreSQL took for each of all these rows."""
+    with bench.world.start("gateway") as server:
+        meter = PostgresMeter(bench.world.cluster)
+        result = post(server, CLIENTS, bench.seconds)
+        postgres, rows = meter.seconds(), stored(server)
+    if rows < result["answers"]:
+        raise NotMeasured(f"{result['answers']} POSTs acknowledged, {rows} events stored")
+    return {**result, "postgres_cpu_usec_per_answer": postgres / rows * 1e6}
+
+
+def post_to_bare(bench):
+    with BareMhd(bench.world) as server:
+        return post(server, CLIENTS, bench.seconds)
+
+
+def bound(bare, gateway):
+    """Answers a second, if a gateway took no more than the bare program: then the same time of the
+    same cores goes to PostgreSQL, too."""
+    both = bare["server_cpu_usec_per_answer"] + bare["generator_cpu_usec_per_answer"]
+    least = (bare["server_cpu_usec_per_answer"] + gateway["generator_cpu_usec_per_answer"] +
+             gateway["postgres_cpu_usec_per_answer"])
+    return bare["answers_per_second"] * both / least
 
 
 @row("posts", f"Durable acknowledged POSTs: {CLIENTS} clients, one event each",
      "a closed loop on kept connections; beside it a bare libmicrohttpd program that answers the"
-     " same POST without a database. Generator, gateway and PostgreSQL (fsync on) share the cores")
+     " same POST without a database. Generator, gateway and PostgreSQL (fsync on) share the cores."
+     " Bound: the cores' time that bare MHD and the generator had, spent on these two and PostgreSQL's"
+     " part")
 def posts(bench):
     raw = {"bare_mhd": [], "gateway": []}
     for number in range(bench.rounds):
-        for name, results in raw.items():
-            server = BareMhd(bench.world) if name == "bare_mhd" else bench.world.start(name)
-            with server:
-                results.append(post(server, CLIENTS, bench.seconds))
-                if name == "gateway":
-                    check_stored(server, results[-1])
-            say(f"posts: round {number + 1}: {name}: {results[-1]['answers_per_second']} answers/s")
-    rates = {name: [result["answers_per_second"] for result in results]
-             for name, results in raw.items()}
-    p99 = [result["latency_usec"]["p99"] / 1000 for result in raw["gateway"]]
-    return [figures.compare("answers a second", rates["gateway"], rates["bare_mhd"], "",
+        for name, measure in (("bare_mhd", post_to_bare), ("gateway", post_to_gateway)):
+            raw[name].append(measure(bench))
+            say(f"posts: round {number + 1}: {name}: {raw[name][-1]['answers_per_second']} answers/s")
+    ours, theirs = raw["gateway"], raw["bare_mhd"]
+
+    def of(results, name):
+        return [result[name] for result in results]
+
+    rates, cpu = "answers_per_second", "server_cpu_usec_per_answer"
+    return [figures.compare("answers a second", of(ours, rates), of(theirs, rates), "",
                             BareMhd.title, 0.80, ">="),
-            figures.middle("latency, p99", p99, "ms")], raw
+            figures.compare("  the bound", list(map(bound, theirs, ours)), of(theirs, rates), "",
+                            BareMhd.title),
+            figures.compare("CPU an answer", of(ours, cpu), of(theirs, cpu), "µs", BareMhd.title),
+            figures.middle("  PostgreSQL's", of(ours, "postgres_cpu_usec_per_answer"), "µs"),
+            figures.middle("  the generator's", of(ours, "generator_cpu_usec_per_answer"), "µs"),
+            figures.middle("latency, p99", [result["latency_usec"]["p99"] / 1000
+                                            for result in ours], "ms")], raw
 
 
 @row("publisher", "The publisher alone, without HTTP, beside inserts of single rows",
