@@ -59,7 +59,8 @@ DEFINES := -DPGSSE_VERSION='"$(VERSION)"' -DPGSSE_DATADIR='"$(DATADIR)"' \
 
 OBJECTS := $(patsubst %,$(BUILD)/%.o,$(filter-out $(HEADERS_ONLY),$(MODULES)))
 ROOMS := $(filter-out $(BUILD)/main.o,$(OBJECTS))
-UNITS := $(patsubst tests/unit/%.c,$(BUILD)/unit/%,$(wildcard tests/unit/test_*.c))
+# The longest first, so that none of them is begun last.
+UNITS := $(patsubst tests/unit/%.c,$(BUILD)/unit/%,$(shell ls -S tests/unit/test_*.c))
 FUZZERS := $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
 C_FILES = $(wildcard gateway/*.[ch] tests/*/*.[ch])
 

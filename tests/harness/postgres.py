@@ -1,7 +1,8 @@
 """A private PostgreSQL in a folder of its own, reachable through a Unix socket only.
 
 Nothing of it is durable beyond a crash of PostgreSQL itself (fsync is off: the machine is
-not going to lose power in a test), everything else is as usual. The gateway's databases
+not going to lose power in a test), everything else is as usual. PGSSE_TEST_DATA says where
+the folder is made, if not among the temporary ones. The gateway's databases
 belong to `gateway`, an ordinary role, so that no right of a superuser is used by accident.
 """
 
@@ -57,7 +58,8 @@ class Cluster:
     initdb_options = ()
 
     def __init__(self, copy_of=None):
-        self.home = Path(tempfile.mkdtemp(prefix="pgsse-pg-"))
+        self.home = Path(tempfile.mkdtemp(prefix="pgsse-pg-",
+                                          dir=os.environ.get("PGSSE_TEST_DATA")))
         self.data = self.home / "data"
         self.log_path = self.home / "log"
         self.process = None

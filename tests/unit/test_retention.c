@@ -132,7 +132,7 @@ static void between_two_looks_there_is_no_connection(void **state)
     struct world *world = *state;
 
     add_events(world, 10, "1 hour");
-    start(world, world->pg.dsn, 1000 * USEC_PER_SEC); /* a look every 50 s */
+    start(world, world->pg.dsn, 200 * USEC_PER_SEC); /* a look every 10 s */
     WAIT_FOR(purged(world) == 10);
     WAIT_FOR(connections(world) == 0);
     for (int i = 0; i < 3; i++) {
