@@ -74,7 +74,8 @@ BENCHES := $(filter-out $(BENCH_PARTS:.o=) $(BENCH_LIBRARIES:.so=), \
     $(patsubst tests/bench/%.c,$(BUILD)/bench/%,$(wildcard tests/bench/*.c)))
 
 PYTHON := /usr/bin/python3
-PYTEST_FLAGS ?= -n auto
+# Most of the time a test waits: two workers for each CPU.
+PYTEST_FLAGS ?= -n $(shell expr 2 \* $$(nproc))
 
 # What a sanitizer finds ends a unit test with status 77 and is written to a file in
 # $(REPORTS); the fixtures of the black-box tests have the gateway write beside its log and
