@@ -11,8 +11,7 @@
 
 #define FIRST_USEC (50 * USEC_PER_MSEC)
 /* With its jitter, and with the time that connecting takes, less than a second: so soon a
- * database that is back is found. A
- * try costs a server that is not there nothing. */
+ * database that is back is found. A try costs a server that is not there nothing. */
 #define LONGEST_USEC (500 * USEC_PER_MSEC)
 #define PROVEN_USEC  USEC_PER_SEC
 #define RELOG_USEC   (60 * USEC_PER_SEC)
