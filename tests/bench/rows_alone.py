@@ -184,7 +184,9 @@ def latency(bench):
      " without one comes again after 2 s, as a browser does. Begin: the first of them connects; end: the"
      " last has all that was published")
 def storm(bench):
-    with bench.world.start("gateway") as server:
+    # Of all descriptors that there are, so many leave room for those who have not asked yet.
+    settings = {"limits.connections": str(RETURNING + 2000)}
+    with bench.world.start("gateway", settings=settings) as server:
         raw = run("load", *server.load_arguments(), "--subscribers", 1000, "--rate", 10,
                   "--storm", RETURNING, "--seconds", 60, timeout=240)
     found = raw["storm"]
