@@ -1,7 +1,7 @@
 """The bench's measurements in Python, in short: what they find must be what is there."""
 
 import pytest
-from bench import churn, latency, memory, start
+from bench import churn, latency, memory, start, where
 
 
 def test_a_slope_is_found_under_noise_and_a_late_step_is_none():
@@ -37,3 +37,15 @@ def test_the_start_on_a_filled_table_is_timed():
     figures = start.measure(rows=2000, starts=1)
     assert 0 < figures["ready_msec"] < 30_000
     assert 0 < figures["cold_ready_msec"] < 30_000
+
+
+def test_a_stack_counts_for_its_system_call_and_apart_for_what_the_receiver_gets():
+    sends = "\t 1 tcp_sendmsg+0x1 ([kernel.kallsyms])\n\t 2 __sys_sendto+0x2 ([kernel.kallsyms])\n"
+    softirq = "\t 3 tcp_v4_rcv+0x3 ([kernel.kallsyms])\n\t 4 net_rx_action ([kernel.kallsyms])\n"
+    wakes = "\t 5 try_to_wake_up+0x5 ([kernel.kallsyms])\n"
+    user = "\t 6 fanout_round+0x6 (/usr/bin/pg-sse-gateway)\n"
+    stacks = (sends, softirq + sends, wakes + softirq + sends, user)
+    text = "".join(f"shard/0 \n{stack}\n" for stack in stacks)
+    assert where.read_samples(text) == {
+        ("kernel", "sendto"): 1, ("kernel", "sendto: the receiver's half of TCP"): 1,
+        ("kernel", "sendto: wakes the receiver"): 1, ("pg-sse-gateway", "fanout_round"): 1}
