@@ -284,6 +284,26 @@ def test_who_began_after_a_commit_comes_after_it_also_in_a_backlog(pg):
     assert len(order) == 6 and pg.value("SELECT count(seq) FROM gateway.events") == 6
 
 
+def test_the_doorbell_says_how_far_it_rings(pg):
+    batch = ("SELECT first_seq, last_seq FROM gateway.publish_batch(ARRAY['c', 'c'],"
+             " ARRAY['t', 't'], ARRAY['1', '2'], NULL, %s, %s)")
+    rung = []
+    with pg.connect(autocommit=True) as ear:
+        ear.add_notify_handler(lambda notification: rung.append(notification.payload))
+        ear.execute("LISTEN gateway_events")
+        _, posted = pg.execute(batch, ([1, 1], ["key"]))[0]
+        pg.publish("c", "3")
+        assert pg.value("SELECT gateway.sweep()") == 1
+        swept = pg.value("SELECT seq FROM gateway.events WHERE data::text = '3'")
+        # Nothing but what others have committed: the events of that key are there already.
+        pg.publish("c", "4")
+        assert pg.execute(batch, ([1, 1], ["key"])) == [(None, None)]
+        taken_up = pg.value("SELECT seq FROM gateway.events WHERE data::text = '4'")
+        for _ in range(2):  # what was committed before has come with the second answer
+            ear.execute("SELECT 1")
+    assert rung == [str(posted), str(swept), str(taken_up)]
+
+
 def test_an_application_cannot_publish_what_the_interface_forbids(pg):
     for channel, type in (("", "t"), ("c", ""), ("a\nb", "t"), ("c", "a\rb"), ("x" * 256, "t"),
                           ("c", "\x7f"), ("a\x85b", "t"), ("orders.*", "t"),
