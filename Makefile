@@ -12,7 +12,7 @@ MODULES := \
     base err log clock thread buf stats \
     mailbox poller event json sse keyset ring channels wheel \
     units secret inifile config sockets service \
-    dsn database retry sqlfile migrate bell listener batch queue publisher \
+    dsn database retry sqlfile migrate bell relay intake listener batch queue publisher \
     readers lookup replay retention \
     connection porch lobby stream catchup fanout tour shard \
     cloudevents problem form request page exchange events slowest http \

@@ -76,14 +76,32 @@ void catchup_free(struct catchup *catchup)
 
 /* -- what a stream takes -- */
 
+/* What is not stored is for those who asked for the channel by its name, and were there. */
 static bool takes(const struct stream *stream, const struct sse_frame *frame)
 {
+    const bool is_stored = frame->kind == SSE_STORED;
+
+    if (!is_stored && (stream->ear == NULL || frame->position < stream->ear->from))
+        return false;
     for (size_t i = 0; i < stream->member_count; i++) {
-        if (channels_topic_takes(stream->members[i].topic, sse_frame_channel(frame),
-                                 frame->channel_len, frame->channel_hash))
+        const struct channels_topic *topic = stream->members[i].topic;
+
+        if ((is_stored || !topic->is_prefix) &&
+            channels_topic_takes(topic, sse_frame_channel(frame), frame->channel_len,
+                                 frame->channel_hash))
             return stream_takes_type(stream, frame);
     }
     return false;
+}
+
+/* Do the notifications of all its relayed channels come? */
+static bool stands(const struct stream *stream)
+{
+    for (size_t i = 0; stream->ear != NULL && i < stream->ear->count; i++) {
+        if (!relay_stands(stream->ear->channels[i]))
+            return false;
+    }
+    return true;
 }
 
 /* -- waiting for the ring -- */
@@ -219,10 +237,10 @@ void catchup_forget(struct catchup *catchup, struct stream *stream)
 
 /* -- from the ring -- */
 
-/* Collects what the stream takes, from the position on and before the shard's own; *ret_seq is
- * that of the last frame looked at. In a ring round. */
+/* Collects what the stream takes, from *position on and before the shard's own; *position moves
+ * past the last frame looked at, and *ret_seq is that frame's. In a ring round. */
 static enum ring_result collect(struct catchup *catchup, const struct stream *stream,
-                                uint64_t position, size_t *ret_count, uint64_t *ret_seq)
+                                uint64_t *position, size_t *ret_count, uint64_t *ret_seq)
 {
     size_t count = 0;
 
@@ -230,9 +248,9 @@ static enum ring_result collect(struct catchup *catchup, const struct stream *st
         const struct sse_frame *frame;
 
         *ret_count = count;
-        if (position >= catchup->settings.owner->position)
+        if (*position >= catchup->settings.owner->position)
             return RING_EMPTY;
-        if (ring_read(catchup->settings.reader, &position, &frame) != RING_FRAME)
+        if (ring_read(catchup->settings.reader, position, &frame) != RING_FRAME)
             return RING_LAGGED;
         *ret_seq = frame->seq;
         if (takes(stream, frame))
@@ -266,16 +284,68 @@ static enum step send_from(struct catchup *catchup, struct stream *stream,
      * the ring's next. */
     if (position > owner->position || (position == owner->position && stream->offset > 0))
         return STEP_WAIT;
-    const enum ring_result result = collect(catchup, stream, position, &count, &seq);
+    const enum ring_result result = collect(catchup, stream, &position, &count, &seq);
     if (result == RING_LAGGED)
         return STEP_ASK;
     if ((count > 0 || stream->offset > 0) && !send_frames(catchup, stream, count))
         return STEP_STOP;
     stream->seq = seq;
+    if (stream->ear != NULL)
+        stream->ear->position = position;
     if (result == RING_FRAME)
         return STEP_MORE;
+    if (!stands(stream))
+        return STEP_WAIT;
     owner->seq = MAX(owner->seq, seq);
     return STEP_LIVE;
+}
+
+/* Where the stream goes on in the ring. Of what is not stored there is no other: who has lost
+ * its place there may miss some. In a ring round. */
+static enum ring_place find_place(const struct catchup *catchup, struct stream *stream,
+                                  uint64_t *ret_position)
+{
+    struct ring_reader *reader = catchup->settings.reader;
+    struct stream_ear *ear = stream->ear;
+
+    if (ear != NULL && ear->position > 0) {
+        *ret_position = ear->position;
+        if (ring_holds(reader, ear->position))
+            return RING_FOUND;
+        ear->missed = ear->missed || ear->arrived;
+        ear->position = 0;
+    }
+    const enum ring_place place = ring_find(reader, stream->seq, ret_position);
+    if (ear != NULL && place == RING_FOUND)
+        ear->position = *ret_position;
+    return place;
+}
+
+static int say_missed(const struct catchup *catchup, struct stream *stream)
+{
+    CLEANUP(buf_done) struct buf text = BUF_EMPTY;
+    struct stream_ear *ear = stream->ear;
+
+    for (size_t i = 0; i < ear->count; i++)
+        sse_add_gap(&text, &(struct sse_gap){.seq = stream->seq,
+                                             .reason = "relay",
+                                             .channel = relay_name(ear->channels[i])});
+    ear->missed = false;
+    stats_add(catchup->settings.stats, STATS_GAPS_RELAY, ear->count);
+    return stream_say(stream, &text);
+}
+
+/* It is in the ring: what it has missed on its way is behind it. Not into the middle of a
+ * frame. false: it is not told yet, or over. */
+static bool tell_missed(const struct catchup *catchup, struct stream *stream)
+{
+    if (stream->ear == NULL || !stream->ear->missed || stream->offset > 0)
+        return true;
+    if (say_missed(catchup, stream) < 0) {
+        stream_finish(stream, STREAM_END_GOODBYE);
+        return false;
+    }
+    return stream_send_rest(stream);
 }
 
 static bool is_to_come(const struct ring_reader *reader, const struct stream *stream)
@@ -302,12 +372,13 @@ static enum step take_step(struct catchup *catchup, struct stream *stream)
         return ring_now(reader, &now) ? STEP_ASK : STEP_WAIT;
 
     ring_enter(reader);
-    switch (ring_find(reader, stream->seq, &position)) {
+    switch (find_place(catchup, stream, &position)) {
     case RING_FOUND:
         stream->place = STREAM_AT_SEQ;
         stream->in_vain = false;
         set_replays(catchup, stream, false);
-        step = send_from(catchup, stream, position);
+        step = tell_missed(catchup, stream) ? send_from(catchup, stream, position)
+                                            : STEP_STOP;
         break;
     case RING_NOT_STARTED:
         step = STEP_WAIT;
@@ -327,10 +398,14 @@ static enum step take_step(struct catchup *catchup, struct stream *stream)
 
 static void arrive(struct stream *stream)
 {
+    const bool is_news = stream->ear != NULL && !stream->ear->arrived;
+
     stream_is_live(stream);
+    if (stream->ear != NULL)
+        stream->ear->arrived = true;
     /* Who has no id yet would miss what is committed between a loss of the connection and the
-     * next one. */
-    if (stream->told_seq == 0)
+     * next one. And who wants notifications is told that they come from now on. */
+    if (stream->told_seq == 0 || is_news)
         stream_tell_place(stream);
 }
 
@@ -374,8 +449,33 @@ void catchup_go_on(struct catchup *catchup, struct stream *stream)
 
 /* -- from the table -- */
 
+static int say_gap(const struct catchup *catchup, struct stream *stream)
+{
+    static const struct {
+        const char *reason;
+        enum stats_counter counter;
+    } gaps[] = {
+        [STREAM_GAP_EXPIRED] = {"expired", STATS_GAPS_EXPIRED},
+        [STREAM_GAP_UNKNOWN] = {"unknown", STATS_GAPS_UNKNOWN},
+        [STREAM_GAP_FUTURE] = {"future", STATS_GAPS_FUTURE},
+    };
+    CLEANUP(buf_done) struct buf text = BUF_EMPTY;
+
+    sse_add_gap(&text, &(struct sse_gap){.seq = stream->seq,
+                                         .requested = stream->requested,
+                                         .reason = gaps[stream->gap].reason});
+    if (stream_say(stream, &text) < 0)
+        return -ENOMEM;
+    stats_add(catchup->settings.stats, gaps[stream->gap].counter, 1);
+    stream->gap = STREAM_NO_GAP;
+    free(stream->requested);
+    stream->requested = NULL;
+    return 0;
+}
+
 /* Its place is known now. What cannot be had any more is told. false: it is over. */
-static bool settle_place(struct stream *stream, const struct replay_page *page)
+static bool settle_place(const struct catchup *catchup, struct stream *stream,
+                         const struct replay_page *page)
 {
     /* After a deletion in the midst of what is kept there is more to send from its own id on
      * than from the oldest. */
@@ -383,7 +483,7 @@ static bool settle_place(struct stream *stream, const struct replay_page *page)
                                                     : page->through;
     stream->told_purged = page->purged;
     stream->place = STREAM_AT_SEQ;
-    if (stream->gap == STREAM_NO_GAP || stream_tell_gap(stream) == 0)
+    if (stream->gap == STREAM_NO_GAP || say_gap(catchup, stream) == 0)
         return true;
     stream_finish(stream, STREAM_END_GOODBYE);
     return false;
@@ -434,7 +534,7 @@ static void take_page(struct catchup *catchup, struct stream *stream,
                       const struct replay_page *page)
 {
     if (stream->place == STREAM_AT_EARLIEST || stream->place == STREAM_AT_LAST) {
-        if (settle_place(stream, page))
+        if (settle_place(catchup, stream, page))
             catchup_go_on(catchup, stream);
         return;
     }

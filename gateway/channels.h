@@ -50,7 +50,7 @@ int channels_join(struct channels *channels, const char *pattern, size_t len,
 /* Nothing happens to a member that has not joined. */
 void channels_leave(struct channels *channels, struct channels_member *member);
 
-/* The topics that an event of that channel belongs to; returns how many. `hash` is
+/* The topics that an event of that channel belongs to, the exact one first; returns how many. `hash` is
  * sse_hash() of the name. They stay valid until a member leaves. */
 size_t channels_match(const struct channels *channels, const char *name, size_t len,
                       uint64_t hash,

@@ -67,6 +67,9 @@ static const struct setting settings[] = {
 
     {"events", "retention", TYPE_USEC_0, PLACE(events, retention_usec), "0", SEC, 3650 * DAY},
 
+    {"channels", "relay", TYPE_TEXT, PLACE(channels, relay), "", 0, 0},
+    {"channels", "relay_max", TYPE_COUNT, PLACE(channels, relay_max_count), "10000", 1, 1000000},
+
     {"stream", "heartbeat", TYPE_USEC, PLACE(stream, heartbeat_usec), "15s", SEC / 10, HOUR},
     {"stream", "retry", TYPE_USEC, PLACE(stream, retry_usec), "2s", SEC / 100, HOUR},
     {"stream", "max_age", TYPE_USEC, PLACE(stream, max_age_usec), "0", 0, 30 * DAY},

@@ -44,6 +44,10 @@ struct config {
         uint64_t retention_usec; /* 0: for ever */
     } events;
     struct {
+        char *relay; /* patterns, see relay.h */
+        uint64_t relay_max_count;
+    } channels;
+    struct {
         uint64_t heartbeat_usec;
         uint64_t retry_usec;
         uint64_t max_age_usec; /* 0: never */

@@ -25,7 +25,7 @@ struct database {
     struct dsn_settings settings; /* its texts are copies in `texts` */
     char *texts[4];
     int stop_fd;
-    void (*notified)(void *argument, const char *channel, bool own);
+    void (*notified)(void *argument, const PGnotify *notification, bool own);
     void (*tick)(void *argument);
     void *argument;
     uint64_t ticked_usec;
@@ -42,35 +42,9 @@ struct patience {
 
 /* ---- small helpers ---- */
 
-/* Several lines of libpq's to one, without the line break at the end, and without its
- * advice ("Is the server running on that host ..."), which stands on lines of its own behind
- * a tab. */
-static void copy_line(char *to, size_t size, const char *from)
-{
-    size_t len = 0;
-
-    if (from == NULL)
-        from = "";
-    for (; *from != '\0' && len + 1 < size; from++) {
-        while (from[0] == '\n' && from[1] == '\t')
-            from += 1 + strcspn(from + 1, "\n");
-        bool space = (unsigned char)*from <= ' ';
-        if (*from == '\0')
-            break;
-        if (space && (len == 0 || to[len - 1] == ' '))
-            continue;
-        to[len++] = *from;
-        if (space)
-            to[len - 1] = ' ';
-    }
-    while (len > 0 && to[len - 1] == ' ')
-        len--;
-    to[len] = '\0';
-}
-
 static void copy_field(char *to, size_t size, const PGresult *result, int field)
 {
-    copy_line(to, size, PQresultErrorField(result, field));
+    err_copy_line(to, size, PQresultErrorField(result, field));
 }
 
 /* A copy that database_free() frees; NULL stays NULL, and so does no memory. */
@@ -189,11 +163,11 @@ static int await(struct database *database, short events, int other_fd, uint64_t
 
 static int lost(struct database *database, struct err *err)
 {
+    const bool told = database->last_words[0] != '\0';
     char words[300];
 
-    copy_line(words, sizeof(words), PQerrorMessage(database->conn));
-    if (database->last_words[0] != '\0')
-        copy_line(words, sizeof(words), database->last_words);
+    err_copy_line(words, sizeof(words),
+                  told ? database->last_words : PQerrorMessage(database->conn));
     database_close(database);
     return err_set(err, -ECONNRESET, "the connection to the database was lost: %s",
                    words);
@@ -218,7 +192,7 @@ static void drain_notifications(struct database *database)
 
     while ((notification = PQnotifies(database->conn)) != NULL) {
         if (database->notified != NULL)
-            database->notified(database->argument, notification->relname,
+            database->notified(database->argument, notification,
                                notification->be_pid == PQbackendPID(database->conn));
         PQfreemem(notification);
     }
@@ -279,7 +253,8 @@ int database_wait(struct database *database, int other_fd, uint64_t until_usec,
 /* ---- what the server says ---- */
 
 /* Errors too arrive here while no query is running: then they are the server's last words
- * ("terminating connection due to administrator command"). */
+ * ("terminating connection due to administrator command"; or a notification could not be put
+ * into our encoding). */
 static void on_notice(void *argument, const PGresult *result)
 {
     struct database *database = argument;
@@ -289,7 +264,7 @@ static void on_notice(void *argument, const PGresult *result)
     copy_field(severity, sizeof(severity), result, PG_DIAG_SEVERITY_NONLOCALIZED);
     copy_field(message, sizeof(message), result, PG_DIAG_MESSAGE_PRIMARY);
     if (strcmp(severity, "FATAL") == 0 || strcmp(severity, "PANIC") == 0)
-        copy_line(database->last_words, sizeof(database->last_words), message);
+        err_copy_line(database->last_words, sizeof(database->last_words), message);
     log_debug("the database says: %s: %s", severity, message);
 }
 
@@ -317,9 +292,10 @@ static int refused(struct database *database, const PGresult *result, struct err
     const char *position = PQresultErrorField(result, PG_DIAG_STATEMENT_POSITION);
     error->position = position != NULL ? strtol(position, NULL, 10) : 0;
     if (error->message[0] == '\0') /* libpq's own, without fields */
-        copy_line(error->message, sizeof(error->message), PQresultErrorMessage(result));
+        err_copy_line(error->message, sizeof(error->message),
+                      PQresultErrorMessage(result));
     if (strcmp(error->severity, "FATAL") == 0 || strcmp(error->severity, "PANIC") == 0)
-        copy_line(database->last_words, sizeof(database->last_words), error->message);
+        err_copy_line(database->last_words, sizeof(database->last_words), error->message);
     return err_set(err, -EIO, "%s", error->message);
 }
 
@@ -543,6 +519,16 @@ int database_script(struct database *database, const char *sql, uint64_t deadlin
     return r;
 }
 
+void database_quote(struct database *database, const char *name, size_t len,
+                    struct buf *ret_sql)
+{
+    char *quoted = PQescapeIdentifier(database->conn, name, len);
+
+    if (quoted == NULL || buf_add_text(ret_sql, quoted) < 0)
+        ret_sql->failed = true;
+    PQfreemem(quoted);
+}
+
 bool database_in_transaction(const struct database *database)
 {
     return database->conn != NULL &&
@@ -573,7 +559,7 @@ static int poll_connection(struct database *database, uint64_t deadline, struct 
     }
     if (status == PGRES_POLLING_OK)
         return 0;
-    copy_line(words, sizeof(words), PQerrorMessage(database->conn));
+    err_copy_line(words, sizeof(words), PQerrorMessage(database->conn));
     return err_set(err, -ECONNRESET, "%s", words);
 }
 

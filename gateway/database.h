@@ -46,7 +46,7 @@ struct database_settings {
     int stop_fd;          /* readable: give up; -1: never */
 
     /* `own`: this very session has notified. May be NULL. */
-    void (*notified)(void *argument, const char *channel, bool own);
+    void (*notified)(void *argument, const PGnotify *notification, bool own);
     /* Every 100 ms while an answer is awaited; may be NULL. Not to use the connection. */
     void (*tick)(void *argument);
     void *argument;
@@ -129,6 +129,11 @@ int database_each(struct database *database, const struct database_query *query,
 /* Several statements in one text. */
 int database_script(struct database *database, const char *sql, uint64_t deadline_usec,
                     struct err *err) MUST_CHECK;
+
+/* Adds the name as an identifier, quoted; the connection stands. */
+struct buf;
+void database_quote(struct database *database, const char *name, size_t len,
+                    struct buf *ret_sql);
 
 /* True inside a transaction that has not failed. */
 bool database_in_transaction(const struct database *database);

@@ -82,3 +82,26 @@ int err_prefix(struct err *err, int code, const char *format, ...)
         prefix.text[0] = '\0';
     return err_set(err, code, "%s: %s", prefix.text, err->text);
 }
+
+void err_copy_line(char *to, size_t size, const char *from)
+{
+    size_t len = 0;
+
+    if (from == NULL)
+        from = "";
+    for (; *from != '\0' && len + 1 < size; from++) {
+        while (from[0] == '\n' && from[1] == '\t')
+            from += 1 + strcspn(from + 1, "\n");
+        bool space = (unsigned char)*from <= ' ';
+        if (*from == '\0')
+            break;
+        if (space && (len == 0 || to[len - 1] == ' '))
+            continue;
+        to[len++] = *from;
+        if (space)
+            to[len - 1] = ' ';
+    }
+    while (len > 0 && to[len - 1] == ' ')
+        len--;
+    to[len] = '\0';
+}

@@ -25,4 +25,9 @@ int err_set(struct err *err, int code, const char *format, ...) PRINTF_LIKE(3, 4
 /* Puts "prefix: " before the text that is there and returns `code`. `err` may be NULL. */
 int err_prefix(struct err *err, int code, const char *format, ...) PRINTF_LIKE(3, 4);
 
+/* Several lines of libpq's to one, cut to fit, without the line break at the end, and without
+ * its advice ("Is the server running on that host ..."), which stands on lines of its own behind
+ * a tab. NULL is "". */
+void err_copy_line(char *to, size_t size, const char *from);
+
 #endif

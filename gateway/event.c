@@ -6,10 +6,11 @@
 #include <errno.h>
 #include <string.h>
 
-/* How many bytes the UTF-8 character at text[0..len) takes; 0 if it is none. The second
- * byte's range carries all the rules beside the bit patterns: Unicode, table 3-7. */
-static size_t character_size(const unsigned char *text, size_t len)
+/* The second byte's range carries all the rules beside the bit patterns: Unicode, table
+ * 3-7. */
+size_t event_character_size(const char *character, size_t len)
 {
+    const unsigned char *text = (const unsigned char *)character;
     unsigned char first = text[0], low = 0x80, high = 0xbf;
     size_t size;
 
@@ -43,20 +44,19 @@ static size_t character_size(const unsigned char *text, size_t len)
 
 bool event_text_is_utf8(const char *text, size_t len)
 {
-    const unsigned char *bytes = (const unsigned char *)text;
     size_t at = 0;
 
     while (at < len) {
         /* Most of what is published is ASCII: eight bytes at a look. */
         uint64_t eight;
         if (len - at >= sizeof(eight)) {
-            memcpy(&eight, bytes + at, sizeof(eight));
+            memcpy(&eight, text + at, sizeof(eight));
             if ((eight & UINT64_C(0x8080808080808080)) == 0) {
                 at += sizeof(eight);
                 continue;
             }
         }
-        size_t size = character_size(bytes + at, len - at);
+        size_t size = event_character_size(text + at, len - at);
         if (size == 0)
             return false;
         at += size;

@@ -25,6 +25,11 @@
  * from one life and from another are told apart by the bits above. */
 #define EVENT_LIFE_BITS 40
 
+static inline bool event_is_other_life(uint64_t seq, uint64_t other)
+{
+    return seq >> EVENT_LIFE_BITS != other >> EVENT_LIFE_BITS;
+}
+
 /* Texts are borrowed, UTF-8, and NUL-terminated behind their length. */
 struct event {
     uint64_t seq; /* the event's place in the one order; 0 until it has one */
@@ -48,6 +53,9 @@ struct event_unit {
     size_t count; /* at least 1 */
     bool known;   /* an outcome of publishing: they were there already */
 };
+
+/* How many bytes the UTF-8 character at the start of the text takes; 0 if it is none. */
+size_t event_character_size(const char *text, size_t len);
 
 /* Valid UTF-8 (RFC 3629: no surrogates, nothing overlong, nothing over U+10FFFF). */
 bool event_text_is_utf8(const char *text, size_t len);

@@ -35,12 +35,15 @@ struct query {
     struct stream_text last_id;
     unsigned last_count;
     size_t channels_max;
+    const struct relay *relay;
     bool failed;
+    unsigned status; /* of a failure */
     struct err err;
 };
 
 static void query_fails(struct query *query, const char *format, ...) PRINTF_LIKE(2, 3);
 
+/* The first failure is the one that is told. */
 static void query_fails(struct query *query, const char *format, ...)
 {
     va_list arguments;
@@ -51,6 +54,7 @@ static void query_fails(struct query *query, const char *format, ...)
     (void)vsnprintf(query->err.text, sizeof(query->err.text), format, arguments);
     va_end(arguments);
     query->failed = true;
+    query->status = MHD_HTTP_BAD_REQUEST;
 }
 
 /* A channel's name, or a prefix of one (which may be empty) with '*' behind it. */
@@ -72,6 +76,28 @@ static void add_channel(struct query *query, const char *text, size_t len)
         query_fails(query, "%s", err.text);
     else
         query->channels[query->channel_count++] = (struct stream_text){text, len};
+}
+
+/* A channel whose notifications are wanted, and no stream without them. */
+static void add_relay(struct query *query, const char *text, size_t len)
+{
+    struct err err;
+
+    if (len > RELAY_NAME_MAX_BYTES) {
+        query_fails(query, "relay is longer than the %d bytes of a channel of NOTIFY",
+                    RELAY_NAME_MAX_BYTES);
+    } else if (len > 0 && text[len - 1] == '*') {
+        query_fails(query, "relay ends in '*': PostgreSQL cannot LISTEN by prefix");
+    } else if (event_check_name("relay", text, len, &err) < 0) {
+        query_fails(query, "%s", err.text);
+    } else if (!query->failed && !relay_allows(query->relay, text, len)) {
+        query_fails(query,
+                    "channel \"%.*s\" is not relayed: [channels] relay allows it not",
+                    (int)len, text);
+        query->status = MHD_HTTP_FORBIDDEN;
+    } else {
+        add_channel(query, text, len);
+    }
 }
 
 static void add_type(struct query *query, const char *text, size_t len)
@@ -122,6 +148,8 @@ static enum MHD_Result take_parameter(void *argument, enum MHD_ValueKind kind,
     (void)name_len;
     if (strcmp(name, "channel") == 0)
         add_channel(query, text, value_len);
+    else if (strcmp(name, "relay") == 0)
+        add_relay(query, text, value_len);
     else if (strcmp(name, "type") == 0)
         add_type(query, text, value_len);
     else if (strcmp(name, "last_event_id") == 0)
@@ -130,7 +158,7 @@ static enum MHD_Result take_parameter(void *argument, enum MHD_ValueKind kind,
         set_last(query, text);
     else
         query_fails(query,
-                    "unknown parameter \"%.*s\"; there are channel, type, "
+                    "unknown parameter \"%.*s\"; there are channel, relay, type, "
                     "last_event_id and last",
                     (int)event_text_cut(name, QUOTED_MAX), name);
     return MHD_YES;
@@ -141,6 +169,7 @@ static void read_query(const struct exchange *exchange, struct query *query)
     const char *last_id = exchange_header(exchange, "Last-Event-ID");
 
     query->channels_max = common_of(exchange)->channels_max;
+    query->relay = common_of(exchange)->relay;
     (void)MHD_get_connection_values_n(exchange->mhd, MHD_GET_ARGUMENT_KIND,
                                       take_parameter, query);
     if (query->channel_count == 0)
@@ -201,7 +230,7 @@ enum MHD_Result events_subscribe(struct exchange *exchange)
      * come next: it ends with any other answer. */
     exchange->close = strcmp(exchange->method, MHD_HTTP_METHOD_HEAD) != 0;
     if (query.failed)
-        return exchange_problem(exchange, MHD_HTTP_BAD_REQUEST, "%s", query.err.text);
+        return exchange_problem(exchange, query.status, "%s", query.err.text);
     if (strcmp(exchange->method, MHD_HTTP_METHOD_HEAD) == 0)
         return answer_head(exchange);
     if (exchange->connection->surplus) {

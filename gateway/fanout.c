@@ -42,6 +42,9 @@ struct fanout {
     struct catchup *catchup;
     struct stream *streams;
     size_t counted_bytes; /* of the channels: their part of STATS_CONNECTION_MEMORY */
+    struct relay_watcher watcher;
+    struct mail stood_mail;
+    _Atomic bool stood; /* [atomic] that letter is on its way */
     uint64_t lag_told_usec;
 
     /* This round. */
@@ -70,6 +73,25 @@ static void count_channels(struct fanout *fanout)
     fanout->counted_bytes = bytes;
 }
 
+/* Those who wait for their channels to be listened to have their turn in the next round, which
+ * the letter brings about. */
+static void stood_delivered(struct mail *mail)
+{
+    struct fanout *fanout = CONTAINER_OF(mail, struct fanout, stood_mail);
+
+    atomic_store_explicit(&fanout->stood, false, memory_order_release);
+}
+
+/* On the listener's thread. */
+static void channels_stood(struct relay_watcher *watcher)
+{
+    struct fanout *fanout = CONTAINER_OF(watcher, struct fanout, watcher);
+
+    /* The acquire meets the release above: the letter is free again. */
+    if (!atomic_exchange_explicit(&fanout->stood, true, memory_order_acq_rel))
+        fanout->settings.post(fanout->settings.argument, &fanout->stood_mail);
+}
+
 struct fanout *fanout_new(const struct fanout_settings *settings)
 {
     struct fanout *fanout = calloc(1, sizeof(*fanout));
@@ -94,6 +116,10 @@ struct fanout *fanout_new(const struct fanout_settings *settings)
         fanout_free(fanout);
         return NULL;
     }
+    fanout->stood_mail.deliver = stood_delivered;
+    fanout->watcher.stood = channels_stood;
+    if (settings->relay != NULL)
+        relay_watch(settings->relay, &fanout->watcher);
     count_channels(fanout);
     return fanout;
 }
@@ -189,10 +215,56 @@ static int join_channels(struct fanout *fanout, struct stream *stream,
     return 0;
 }
 
+static bool is_relayed(const struct fanout *fanout, const struct stream_text *channel)
+{
+    return channel->text[channel->len - 1] != '*' &&
+           relay_allows(fanout->settings.relay, channel->text, channel->len);
+}
+
+/* Each once, however often it was named. */
+static int join_relayed(struct fanout *fanout, struct stream_ear *ear,
+                        const struct stream_text *channel)
+{
+    struct relay_channel *joined;
+    const int result =
+        relay_join(fanout->settings.relay, channel->text, channel->len, &joined);
+
+    if (result < 0)
+        return result;
+    for (size_t i = 0; i < ear->count; i++) {
+        if (ear->channels[i] == joined) {
+            relay_leave(fanout->settings.relay, joined);
+            return 0;
+        }
+    }
+    ear->channels[ear->count++] = joined;
+    return 0;
+}
+
+/* Of its channels, those that are relayed. */
+static int join_relay(struct fanout *fanout, struct stream *stream,
+                      const struct stream_wishes *wishes)
+{
+    size_t count = 0;
+
+    for (size_t i = 0; i < wishes->channel_count; i++)
+        count += is_relayed(fanout, &wishes->channels[i]);
+    if (count == 0)
+        return 0;
+    int result = stream_hear(stream, count, ring_next(fanout->settings.reader));
+    for (size_t i = 0; i < wishes->channel_count && result == 0; i++) {
+        if (is_relayed(fanout, &wishes->channels[i]))
+            result = join_relayed(fanout, stream->ear, &wishes->channels[i]);
+    }
+    return result;
+}
+
 static void leave_channels(struct fanout *fanout, struct stream *stream)
 {
     for (size_t i = 0; i < stream->member_count; i++)
         channels_leave(fanout->channels, &stream->members[i]);
+    while (stream->ear != NULL && stream->ear->count > 0)
+        relay_leave(fanout->settings.relay, stream->ear->channels[--stream->ear->count]);
 }
 
 static void add_stream(struct fanout *fanout, struct stream *stream)
@@ -219,7 +291,8 @@ struct stream *fanout_subscribe(struct fanout *fanout, struct connection *connec
     /* "Now" is when it is asked, if that can be told yet. */
     if (stream->place == STREAM_AT_NOW && ring_now(fanout->settings.reader, &stream->seq))
         stream->place = STREAM_AT_SEQ;
-    if (join_channels(fanout, stream, wishes) < 0) {
+    if (join_channels(fanout, stream, wishes) < 0 ||
+        join_relay(fanout, stream, wishes) < 0) {
         leave_channels(fanout, stream);
         stream_free(stream);
         return NULL;
@@ -275,6 +348,20 @@ static void add_hit(struct fanout *fanout, struct run *run, const struct sse_fra
     run->last = hit;
 }
 
+/* Of the topics that the frame's channel belongs to, those that it is for: what is not stored
+ * is not for prefixes, which PostgreSQL cannot listen to. */
+static size_t topics_of(const struct fanout *fanout, const struct sse_frame *frame,
+                        struct channels_topic *topics[], size_t count)
+{
+    if (frame->kind == SSE_STORED || count == 0)
+        return count;
+    if (topics[0]->is_prefix) /* the exact one would stand first */
+        return 0;
+    if (frame->kind == SSE_MISSED)
+        stats_add(fanout->settings.stats, STATS_GAPS_RELAY, topics[0]->member_count);
+    return 1;
+}
+
 /* Reads what is new and sorts it by topic. RING_FRAME: there may be more. */
 static enum ring_result gather(struct fanout *fanout)
 {
@@ -296,8 +383,9 @@ static enum ring_result gather(struct fanout *fanout)
 
         fanout->owner.seq = frame->seq;
         const size_t count =
-            channels_match(fanout->channels, sse_frame_channel(frame), frame->channel_len,
-                           frame->channel_hash, topics);
+            topics_of(fanout, frame, topics,
+                      channels_match(fanout->channels, sse_frame_channel(frame),
+                                     frame->channel_len, frame->channel_hash, topics));
         for (size_t j = 0; j < count; j++)
             add_hit(fanout, run_of(fanout, topics[j]), frame);
         bytes += frame->len;

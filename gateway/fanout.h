@@ -23,6 +23,7 @@
 #include "base.h"
 #include "mailbox.h"
 #include "poller.h"
+#include "relay.h"
 #include "replay.h"
 #include "ring.h"
 #include "stats.h"
@@ -36,6 +37,7 @@ struct fanout_settings {
     struct stats *stats;
     struct stream_timing timing;
     struct replay *replay;
+    struct relay *relay; /* NULL: nothing is relayed */
     /* Called on any thread: the letter is to be delivered on the shard's. */
     void (*post)(void *argument, struct mail *mail);
     void *argument;
@@ -56,7 +58,8 @@ struct fanout *fanout_new(const struct fanout_settings *settings)
 void fanout_free(struct fanout *fanout); /* every stream is over */
 
 /* A new subscriber on that connection. Its place is what the ring says now: an event that
- * is committed after the answer's header has been seen will come. NULL: no memory. */
+ * is committed after the answer's header has been seen will come. NULL: no memory, or too
+ * many channels are relayed. */
 struct stream *fanout_subscribe(struct fanout *fanout, struct connection *connection,
                                 const struct stream_wishes *wishes) MUST_CHECK;
 

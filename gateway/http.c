@@ -61,6 +61,7 @@ struct http *http_new(const struct http_settings *settings)
         .publisher = settings->publisher,
         .readers = settings->readers,
         .publish_time_usec = settings->publish_time_usec,
+        .relay = settings->relay,
         .channels_max = settings->channels_max,
     };
     return http;

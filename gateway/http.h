@@ -27,6 +27,7 @@
 #include "page.h"
 #include "publisher.h"
 #include "readers.h"
+#include "relay.h"
 #include "stats.h"
 
 struct http;
@@ -36,6 +37,7 @@ struct http_settings {
     struct listener *listener;
     struct publisher *publisher;
     struct readers *readers;
+    const struct relay *relay; /* NULL: nothing is relayed */
     const struct page *page;
     const char *cors_origins;
     uint64_t retry_usec;

@@ -7,7 +7,6 @@
  */
 #include "listener.h"
 
-#include <endian.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,13 +17,13 @@
 #include "clock.h"
 #include "database.h"
 #include "event.h"
+#include "intake.h"
 #include "log.h"
 #include "retry.h"
 #include "thread.h"
 
 #define CONNECT_USEC    (5 * USEC_PER_SEC)
 #define QUERY_USEC      (3 * USEC_PER_SEC)
-#define FETCH_USEC      (10 * USEC_PER_SEC) /* 64 MiB over a slow network */
 #define SWEEP_USEC      (10 * USEC_PER_SEC) /* may wait for the order lock */
 #define LOOK_USEC       USEC_PER_SEC
 #define STRAGGLERS_USEC (10 * USEC_PER_SEC)
@@ -33,37 +32,29 @@
  * take three. */
 #define ALIVE_USEC (LOOK_USEC + QUERY_USEC)
 
-#define FETCH_ROWS 500
 #define SWEEP_ROWS 5000
 
 /* A ring begins with so many events at the most, if there is room for them. */
 #define RECENT_EVENTS 20000
-
-/* Long fetches reach the readers while they last, and count as a sign of life. Short ones go
- * out in one piece, with one send to each subscriber. */
-#define WAKE_BYTES (256 * KIB)
 
 #define QUEUE_USAGE_WARNING 0.5
 
 struct listener {
     struct listener_settings settings; /* [const] */
     struct database *database;         /* [listener] */
+    struct intake *intake;             /* [listener] */
     struct thread thread;
     int stop_fd; /* [const] eventfd */
 
-    bool prepared;            /* [listener] settings.prepare has succeeded */
-    bool started;             /* [listener] the ring has its beginning */
-    bool writable;            /* [listener] as of the last look */
-    bool fetch_wanted;        /* [listener] a doorbell rang, or a page was full */
-    struct bell bell;         /* [listener] when to sweep */
-    bool sweep_first;         /* [listener] even if there is something to fetch */
-    bool sweep_full;          /* [listener] the last one, and nothing fetched since */
-    bool queue_warned;        /* [listener] */
-    uint64_t last_seq;        /* [listener] the newest frame in the ring */
-    uint64_t begun_seq;       /* [listener] the newest event when the ring began */
-    size_t fetched;           /* [listener] rows of this fetch */
-    size_t unannounced_bytes; /* [listener] pushed since the readers were woken */
-    uint64_t look_usec;       /* [listener] when to look again */
+    bool prepared;      /* [listener] settings.prepare has succeeded */
+    bool started;       /* [listener] the ring has its beginning */
+    bool writable;      /* [listener] as of the last look */
+    bool fetch_wanted;  /* [listener] a doorbell rang, or a page was full */
+    struct bell bell;   /* [listener] when to sweep */
+    bool sweep_first;   /* [listener] even if there is something to fetch */
+    bool sweep_full;    /* [listener] the last one, and nothing fetched since */
+    bool queue_warned;  /* [listener] */
+    uint64_t look_usec; /* [listener] when to look again */
     char identity[128]; /* [listener] of the table's life; "" before the first look */
     uint64_t purged; /* [listener] the newest event that was deleted, at the last look */
     uint64_t base;   /* [listener] its numbers begin above */
@@ -117,11 +108,13 @@ static void set_status(struct listener *listener, bool listening, bool writable,
         listener->settings.changed(listener->settings.argument);
 }
 
-static void note_answer(struct listener *listener)
+static void note_answer(void *argument)
 {
+    struct listener *listener = argument;
+
     pthread_mutex_lock(&listener->lock);
     listener->status.round_trip_usec = clock_usec();
-    listener->status.head_seq = listener->last_seq;
+    listener->status.head_seq = intake_seq(listener->intake);
     pthread_mutex_unlock(&listener->lock);
 }
 
@@ -151,6 +144,7 @@ static int sweep(struct listener *listener, struct err *err)
     if (stragglers)
         listener->straggler_usec = now + STRAGGLERS_USEC;
     bell_sweeping(&listener->bell, now);
+    intake_sweeping(listener->intake);
     int r = ask(listener,
                 stragglers ? "SELECT gateway.sweep(5000, true)"
                            : "SELECT gateway.sweep(5000, false)",
@@ -159,6 +153,7 @@ static int sweep(struct listener *listener, struct err *err)
         return r;
     unsigned long numbered = strtoul(PQgetvalue(result, 0, 0), NULL, 10);
     bell_swept(&listener->bell, clock_usec(), numbered > 0);
+    intake_swept(listener->intake);
     if (numbered == 0)
         return 0;
     stats_add(listener->settings.stats, STATS_EVENTS_NUMBERED, numbered);
@@ -172,62 +167,6 @@ static uint64_t read_number(const PGresult *row, int column)
     return strtoull(PQgetvalue(row, 0, column), NULL, 10);
 }
 
-static int64_t read_int64(const PGresult *row, int column)
-{
-    uint64_t network;
-
-    memcpy(&network, PQgetvalue(row, 0, column), sizeof(network));
-    return (int64_t)be64toh(network);
-}
-
-static bool is_other_life(uint64_t seq, uint64_t other)
-{
-    return seq >> EVENT_LIFE_BITS != other >> EVENT_LIFE_BITS;
-}
-
-static int push_row(void *argument, const PGresult *row)
-{
-    struct listener *listener = argument;
-    struct stats *stats = listener->settings.stats;
-    struct event event = {
-        .seq = (uint64_t)read_int64(row, 0),
-        .channel = PQgetvalue(row, 0, 1),
-        .channel_len = (size_t)PQgetlength(row, 0, 1),
-        .type = PQgetvalue(row, 0, 2),
-        .type_len = (size_t)PQgetlength(row, 0, 2),
-        .data = PQgetvalue(row, 0, 3),
-        .data_len = (size_t)PQgetlength(row, 0, 3),
-    };
-    int64_t age_usec = read_int64(row, 4);
-    uint64_t purged = (uint64_t)read_int64(row, 5);
-
-    /* What was deleted may have been between what was seen last and this one. */
-    if (is_other_life(event.seq, listener->last_seq) ||
-        (listener->fetched == 0 && purged > listener->last_seq))
-        return -ESTALE;
-    /* An event that has no room now is asked for again, never left out. */
-    struct sse_frame *frame = sse_frame_new(&event);
-    if (frame == NULL)
-        return -ENOMEM;
-    size_t weight = frame->len;
-    ring_push(listener->settings.ring, frame);
-    listener->last_seq = event.seq;
-    listener->fetched++;
-    listener->unannounced_bytes += weight;
-    if (listener->unannounced_bytes >= WAKE_BYTES) {
-        ring_wake(listener->settings.ring);
-        note_answer(listener);
-        listener->unannounced_bytes = 0;
-    }
-
-    stats_add(stats, STATS_EVENTS_RECEIVED, 1);
-    stats_add(stats, STATS_EVENTS_RECEIVED_BYTES, weight);
-    if (event.seq > listener->begun_seq) /* the others are no news */
-        stats_observe_usec(stats, STATS_EVENT_AGE_SECONDS,
-                           age_usec > 0 ? (uint64_t)age_usec : 0);
-    return 0;
-}
-
 /* find_place() sees what it is, and tells. */
 static int events_are_missing(struct err *err)
 {
@@ -235,57 +174,18 @@ static int events_are_missing(struct err *err)
                    "events are missing from the table that have not been seen yet");
 }
 
-/* One page of what is newer than the newest in the ring. */
 static int fetch(struct listener *listener, struct err *err)
 {
-    struct stats *stats = listener->settings.stats;
-    uint64_t after = htobe64(listener->last_seq);
-    const Oid types[] = {20}; /* int8 */
-    const char *values[] = {(const char *)&after};
-    const int lengths[] = {sizeof(after)}, formats[] = {1};
-    size_t events, bytes;
-    struct database_query query = {
-        .sql = "SELECT e.seq, e.channel, e.type, e.data, CAST(1000000 * "
-               "pg_catalog.date_part("
-               "'epoch', pg_catalog.clock_timestamp() - e.created_at) AS int8), "
-               "(SELECT coalesce(max(p.seq), 0) FROM gateway.purges p) "
-               "FROM gateway.events e WHERE e.seq > $1 ORDER BY e.seq LIMIT 500",
-        .count = 1,
-        .types = types,
-        .values = values,
-        .lengths = lengths,
-        .formats = formats,
-        .binary = true,
-        .name = "fetch",
-    };
-
     listener->fetch_wanted = false;
-    listener->fetched = listener->unannounced_bytes = 0;
-    int r =
-        database_each(listener->database, &query, FETCH_USEC, push_row, listener, err);
+    const int r = intake_fetch(listener->intake, listener->database, err);
 
-    /* What was pushed before a failure is as good as any. */
-    if (listener->fetched > 0)
-        ring_wake(listener->settings.ring);
-    ring_size(listener->settings.ring, &events, &bytes);
-    stats_gauge_set(stats, STATS_RING_EVENTS, (int64_t)events);
-    stats_gauge_set(stats, STATS_RING_BYTES, (int64_t)bytes);
-    stats_gauge_set(stats, STATS_HEAD_SEQ, (int64_t)listener->last_seq);
-    stats_add(stats, STATS_LISTENER_FETCHES, 1);
-    if (r == -ENOMEM)
-        return err_set(err, r, "no memory for event %llu",
-                       (unsigned long long)listener->last_seq + 1);
     if (r == -ESTALE)
         return events_are_missing(err);
-    if (r == -EIO)
-        (void)database_schema_missing(database_sqlstate(listener->database), err);
     if (r < 0)
         return r;
-
     note_answer(listener);
-    if (listener->fetched >= FETCH_ROWS)
-        listener->fetch_wanted = true;
-    if (listener->fetched > 0 && listener->sweep_full)
+    listener->fetch_wanted = listener->fetch_wanted || r > 0;
+    if (intake_fetched(listener->intake) > 0 && listener->sweep_full)
         bell_sweep_soon(&listener->bell, clock_usec()); /* else somebody has locked all */
     listener->sweep_full = false;
     return 0;
@@ -330,7 +230,8 @@ static void be_replaced(struct listener *listener)
     "pg_catalog.current_setting('transaction_read_only') <> 'off', "                     \
     "pg_catalog.pg_notification_queue_usage(), i.identity, i.base, "                     \
     "(SELECT coalesce(max(p.seq), 0) FROM gateway.purges p), "                           \
-    "(SELECT coalesce(max(m.version), 0) FROM gateway.migrations m), " duty              \
+    "(SELECT coalesce(max(m.version), 0) FROM gateway.migrations m), "                   \
+    "gateway.newest_seq(), " duty                                                        \
     " FROM gateway.incarnations i ORDER BY i.base DESC LIMIT 1"
 
 /* Proof of life, whether the database takes writes, and whether it is still the same. After a
@@ -356,7 +257,8 @@ static int look(struct listener *listener, const char **ret_reason, struct err *
     bool read_only = PQgetvalue(result, 0, 1)[0] == 't';
     look_at_queue(listener, strtod(PQgetvalue(result, 0, 2), NULL));
     listener->writable = !standby && !read_only;
-    if (PQgetvalue(result, 0, 7)[0] == 't')
+    intake_looked(listener->intake, read_number(result, 7));
+    if (PQgetvalue(result, 0, 8)[0] == 't')
         bell_on_duty(&listener->bell, clock_usec());
     listener->look_usec = clock_usec() + LOOK_USEC;
     *ret_reason = standby     ? "the database is a standby"
@@ -401,7 +303,7 @@ static int tell_seen(struct listener *listener, struct err *err)
     char sql[64];
 
     (void)snprintf(sql, sizeof(sql), "SELECT gateway.has_seen(%llu)",
-                   (unsigned long long)listener->last_seq);
+                   (unsigned long long)intake_seq(listener->intake));
     return ask(listener, sql, SWEEP_USEC, NULL, err);
 }
 
@@ -411,30 +313,19 @@ static int tell_seen(struct listener *listener, struct err *err)
 static void begin_anew(struct listener *listener, uint64_t newest, const char *why)
 {
     log_warning("listener: %s; the newest event seen is %llu, the newest there is %llu",
-                why, (unsigned long long)listener->last_seq, (unsigned long long)newest);
-    listener->last_seq = newest;
-    ring_restart(listener->settings.ring, newest);
-    ring_wake(listener->settings.ring);
-}
-
-static void begin(struct listener *listener, const struct ends *ends)
-{
-    listener->started = true;
-    listener->last_seq = ends->recent;
-    listener->begun_seq = ends->newest;
-    ring_start(listener->settings.ring, ends->recent, ends->newest);
-    ring_wake(listener->settings.ring);
-    stats_gauge_set(listener->settings.stats, STATS_HEAD_SEQ, (int64_t)ends->recent);
+                why, (unsigned long long)intake_seq(listener->intake),
+                (unsigned long long)newest);
+    intake_begin_anew(listener->intake, newest);
 }
 
 /* From where this connection is to fetch. */
 static int find_place(struct listener *listener, struct err *err)
 {
+    const uint64_t last_seq = intake_seq(listener->intake);
     struct ends ends;
     int r = read_ends(listener, &ends, err);
 
-    if (r == 0 && listener->started && ends.newest < listener->last_seq &&
-        listener->writable) {
+    if (r == 0 && listener->started && ends.newest < last_seq && listener->writable) {
         r = tell_seen(listener, err);
         if (r == 0)
             r = read_ends(listener, &ends, err);
@@ -442,13 +333,16 @@ static int find_place(struct listener *listener, struct err *err)
     if (r < 0)
         return r;
     if (!listener->started)
-        begin(listener, &ends);
-    else if (is_other_life(ends.newest, listener->last_seq))
+        intake_begin(listener->intake, ends.recent, ends.newest);
+    else if (event_is_other_life(ends.newest, last_seq))
         begin_anew(listener, ends.newest,
                    "the table of events has begun a new life (a failover, or a restored "
                    "dump)");
-    else if (ends.purged > listener->last_seq)
+    else if (ends.purged > last_seq)
         begin_anew(listener, ends.newest, "events were deleted before they were seen");
+    listener->started = true;
+    /* Nobody has rung on this connection for what was committed before it. */
+    intake_rung(listener->intake, ends.newest);
     note_answer(listener);
     return 0;
 }
@@ -456,14 +350,18 @@ static int find_place(struct listener *listener, struct err *err)
 /* sweep() wants READ COMMITTED, and the server's default may be another one. The plan of
  * fetch() is kept: it must be a walk along the index in any case, also if it is made while the
  * table is small, when reading all of it and sorting looks cheaper. And the server shall notice
- * soon when this gateway is gone without a word, and the duty is free. */
+ * soon when this gateway is gone without a word, and the duty is free. A database without an
+ * encoding hands over any bytes: it would refuse to tell a notification that is not UTF-8, and
+ * those behind it. */
 #define SET_UP                                                                           \
     "SELECT pg_catalog.set_config('default_transaction_isolation', 'read committed', "   \
     "false), pg_catalog.set_config('enable_sort', 'off', false), "                       \
     "pg_catalog.set_config('tcp_keepalives_idle', '5', false), "                         \
     "pg_catalog.set_config('tcp_keepalives_interval', '2', false), "                     \
     "pg_catalog.set_config('tcp_keepalives_count', '3', false), "                        \
-    "pg_catalog.set_config('tcp_user_timeout', '9000', false)"
+    "pg_catalog.set_config('tcp_user_timeout', '9000', false), "                         \
+    "CASE WHEN pg_catalog.current_setting('server_encoding') = 'SQL_ASCII' THEN "        \
+    "pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) END"
 
 /* LISTEN is committed before the first snapshot of the catch-up is taken: what commits in
  * between is in the one or rings the bell, and nothing falls between them. */
@@ -481,6 +379,8 @@ static int begin_listening(struct listener *listener, struct err *err)
         r = ask(listener, "LISTEN gateway_events", QUERY_USEC, NULL, err);
     if (r == 0)
         r = ask(listener, "LISTEN gateway_wake", QUERY_USEC, NULL, err);
+    if (r == 0 && listener->settings.relay != NULL)
+        r = relay_restore(listener->settings.relay, database, listener->started, err);
     if (r == 0)
         r = look(listener, &reason, err);
     /* It may be another database than before: a dump restored, a standby promoted. */
@@ -520,15 +420,20 @@ static int open_connection(struct listener *listener, struct err *err)
 /* ---- the thread ---- */
 
 /* After a sweep of one's own it is fetched anyway. */
-static void on_notification(void *argument, const char *channel, bool own)
+static void on_notification(void *argument, const PGnotify *notification, bool own)
 {
     struct listener *listener = argument;
+    const char *channel = notification->relname;
 
     stats_add(listener->settings.stats, STATS_LISTENER_NOTIFICATIONS, 1);
-    if (strcmp(channel, "gateway_wake") == 0)
+    if (strcmp(channel, "gateway_wake") == 0) {
         bell_rung(&listener->bell, clock_usec());
-    else if (!own)
-        listener->fetch_wanted = true;
+    } else if (strcmp(channel, "gateway_events") == 0) {
+        intake_rung(listener->intake, strtoull(notification->extra, NULL, 10));
+        listener->fetch_wanted = listener->fetch_wanted || !own;
+    } else {
+        intake_note(listener->intake, notification);
+    }
 }
 
 /* Returns 1 if something has been done. A sweep waits for what is to be fetched. */
@@ -551,6 +456,37 @@ static int mind_bell(struct listener *listener, struct err *err)
     return r < 0 ? r : 1;
 }
 
+static int rest(struct listener *listener, struct err *err)
+{
+    struct relay *relay = listener->settings.relay;
+    uint64_t until = listener->look_usec;
+
+    if (listener->writable)
+        until = MIN(until, bell_due(&listener->bell));
+    if (relay == NULL)
+        return database_wait(listener->database, -1, until, err);
+    return database_wait(listener->database, relay_fd(relay),
+                         MIN(until, relay_due(relay)), err);
+}
+
+/* Sees to what relay.h and intake.h want of the database. Returns 1 if something has been
+ * done. */
+static int mind_relay(struct listener *listener, struct err *err)
+{
+    if (listener->settings.relay == NULL)
+        return 0;
+    if (!intake_waits(listener->intake))
+        return relay_tend(listener->settings.relay, listener->database, err);
+    listener->fetch_wanted = true;
+    if (listener->writable) {
+        const int r = sweep(listener, err);
+        return r < 0 ? r : 1;
+    }
+    intake_sweeping(listener->intake);
+    intake_swept(listener->intake);
+    return 1;
+}
+
 /* Once a second everything is asked for that a lost doorbell would have asked for. What
  * was numbered is fetched to its end before more is numbered, so that a flood of rows is
  * delivered while it lasts; but for one sweep a second, which such a flood cannot starve.
@@ -563,21 +499,20 @@ static int serve(struct listener *listener, struct err *err)
         listener->fetch_wanted = listener->sweep_first = true;
         bell_sweep_soon(&listener->bell, clock_usec());
         int r = look(listener, &reason, err);
-        if (r == 0 && listener->purged > listener->last_seq)
+        if (r == 0 && listener->purged > intake_seq(listener->intake))
             return events_are_missing(err);
         if (r == 0)
             set_status(listener, true, listener->writable, reason);
         return r;
     }
-    int r = mind_bell(listener, err);
+    int r = mind_relay(listener, err);
+    if (r == 0)
+        r = mind_bell(listener, err);
     if (r != 0)
         return r;
     if (listener->fetch_wanted)
         return fetch(listener, err);
-    uint64_t until = listener->look_usec;
-    if (listener->writable)
-        until = MIN(until, bell_due(&listener->bell));
-    return database_wait(listener->database, -1, until, err);
+    return rest(listener, err);
 }
 
 static void turn(struct listener *listener)
@@ -595,6 +530,9 @@ static void turn(struct listener *listener)
         return;
 
     database_close(listener->database);
+    intake_forget(listener->intake);
+    if (listener->settings.relay != NULL)
+        relay_lost(listener->settings.relay);
     retry_down(&listener->retry, "cannot listen", &err);
     set_status(listener, false, false, err.text);
 }
@@ -649,7 +587,14 @@ struct listener *listener_new(const struct listener_settings *settings)
         .notified = on_notification,
         .argument = listener,
     });
-    if (listener->database == NULL) {
+    listener->intake = intake_new(&(struct intake_settings){
+        .ring = settings->ring,
+        .relay = settings->relay,
+        .stats = settings->stats,
+        .alive = note_answer,
+        .argument = listener,
+    });
+    if (listener->database == NULL || listener->intake == NULL) {
         listener_free(listener);
         return NULL;
     }
@@ -678,6 +623,7 @@ void listener_free(struct listener *listener)
         return;
     listener_stop(listener);
     database_free(listener->database);
+    intake_free(listener->intake);
     pthread_mutex_destroy(&listener->lock);
     close(listener->stop_fd);
     free(listener);

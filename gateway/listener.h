@@ -25,6 +25,7 @@
 
 #include "base.h"
 #include "err.h"
+#include "relay.h"
 #include "ring.h"
 #include "stats.h"
 
@@ -35,6 +36,7 @@ struct listener_settings {
     const char *password; /* used unless the connection string has one; may be NULL */
     long schema_version;  /* the newest migration this program knows */
     struct ring *ring;
+    struct relay *relay; /* outlives the listener; NULL: nothing is relayed */
     size_t recent_bytes; /* of events stored before, to begin the ring with */
     struct stats *stats;
 

@@ -13,6 +13,7 @@
 #include "log.h"
 #include "migrate.h"
 #include "page.h"
+#include "relay.h"
 #include "serve.h"
 #include "service.h"
 #include "sockets.h"
@@ -110,6 +111,10 @@ static int check_values(const struct config *config, struct err *err)
     result = dsn_check(config->database.listen_dsn, err);
     if (result < 0)
         return err_prefix(err, result, "[database] listen_dsn");
+
+    result = relay_check(config->channels.relay, err);
+    if (result < 0)
+        return err_prefix(err, result, "[channels] relay");
 
     struct page *page = page_new(config->http.static_dir, err);
     if (page == NULL)

@@ -380,6 +380,11 @@ enum ring_place ring_find(struct ring_reader *reader, uint64_t seq,
     }
 }
 
+bool ring_holds(const struct ring_reader *reader, uint64_t position)
+{
+    return position >= atomic_load_explicit(&reader->ring->oldest, memory_order_acquire);
+}
+
 bool ring_now(const struct ring_reader *reader, uint64_t *ret_seq)
 {
     const struct ring *ring = reader->ring;

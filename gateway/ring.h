@@ -15,8 +15,8 @@
  *   - next - oldest <= capacity, and the frames between them weigh at most the ring's
  *     bytes (one frame larger than that is kept alone); a push into a full ring drops the
  *     oldest.
- *   - seq rises with the position; so do the floor (all events after it are held) and what
- *     is newest.
+ *   - seq rises with the position, or stays the same with a frame that is not stored; so do
+ *     the floor (all events after it are held) and what is newest.
  *   - all of it belongs to one life of the events' table (ring_restart()).
  *   - a frame does not change once it is pushed, and lives until every reader that could
  *     hold it has left the round in which it could have found it.
@@ -77,7 +77,8 @@ void ring_start(struct ring *ring, uint64_t seq, uint64_t now);
  * it was overtaken, even if it had read everything. */
 void ring_restart(struct ring *ring, uint64_t seq);
 
-/* Takes the frame; its seq must be larger than any before. */
+/* Takes the frame; its seq must be larger than any before, or as large if it is not
+ * stored. */
 void ring_push(struct ring *ring, struct sse_frame *frame);
 
 /* Wakes the readers that sleep. After a push or a group of pushes: what was pushed is
@@ -106,9 +107,13 @@ enum ring_result ring_read(struct ring_reader *reader, uint64_t *position,
 uint64_t ring_next(const struct ring_reader *reader);
 
 /* RING_FOUND: all events after `seq` are held or still to come, and the first of them has
- * *ret_position. In a round; O(log n). */
+ * *ret_position (frames that are not stored and have that seq are before it). In a round;
+ * O(log n). */
 enum ring_place ring_find(struct ring_reader *reader, uint64_t seq,
                           uint64_t *ret_position) MUST_CHECK;
+
+/* Has nothing from that position on been dropped? In a round. */
+bool ring_holds(const struct ring_reader *reader, uint64_t position);
 
 /* The seq after which all is news to whoever comes now; false before ring_start(). */
 bool ring_now(const struct ring_reader *reader, uint64_t *ret_seq) MUST_CHECK;

@@ -15,6 +15,7 @@
 #include "page.h"
 #include "publisher.h"
 #include "readers.h"
+#include "relay.h"
 #include "replay.h"
 #include "retention.h"
 #include "ring.h"
@@ -39,6 +40,10 @@
 /* Pages of events that are on their way to returning subscribers, all together. */
 #define REPLAY_BYTES_MAX (16 * MIB)
 
+/* How long a relayed channel is listened to after the last has left: who leaves often comes
+ * back, because a page is read anew or a connection breaks. */
+#define RELAY_GRACE_USEC (10 * USEC_PER_SEC)
+
 /* A few streams are sent away at this pace, so that nobody waits the whole drain time for
  * them; many at the pace that fills it. */
 #define GOODBYE_SPACING_USEC (50 * USEC_PER_MSEC)
@@ -62,6 +67,7 @@ struct serve {
     int listen_fds[SERVICE_SOCKETS_MAX];
     size_t listen_fd_count;
     struct ring *ring;
+    struct relay *relay; /* NULL: no channel is relayed */
     struct listener *listener;
     struct publisher *publisher;
     struct readers *readers;
@@ -190,6 +196,24 @@ static void listener_changed(void *argument)
     (void)!write(serve->news_fd, &one, sizeof(one));
 }
 
+static int build_relay(struct serve *serve, struct err *err)
+{
+    const struct config *config = serve->config;
+
+    if (config->channels.relay[0] == '\0')
+        return 0;
+    const int result = relay_check(config->channels.relay, err);
+    if (result < 0)
+        return err_prefix(err, result, "[channels] relay");
+    serve->relay = relay_new(&(struct relay_settings){
+        .patterns = config->channels.relay,
+        .channels_max = config->channels.relay_max_count,
+        .grace_usec = RELAY_GRACE_USEC,
+        .stats = serve->stats,
+    });
+    return serve->relay != NULL ? 0 : err_set(err, -ENOMEM, "no memory for the relay");
+}
+
 static int build_doors(struct serve *serve, struct err *err)
 {
     const struct config *config = serve->config;
@@ -198,12 +222,16 @@ static int build_doors(struct serve *serve, struct err *err)
     serve->ring = ring_new(config->ring.bytes, serve->shard_count);
     if (serve->stats == NULL || serve->ring == NULL)
         return err_set(err, -ENOMEM, "no memory for the ring");
+    const int result = build_relay(serve, err);
+    if (result < 0)
+        return result;
 
     serve->listener = listener_new(&(struct listener_settings){
         .dsn = config->database.listen_dsn,
         .password = config->database.password,
         .schema_version = MIGRATE_SCHEMA_VERSION,
         .ring = serve->ring,
+        .relay = serve->relay,
         .recent_bytes = config->ring.bytes / 2,
         .stats = serve->stats,
         .prepare = config->database.migrate_on_start ? migrate_first : NULL,
@@ -253,6 +281,7 @@ static int build_front(struct serve *serve, struct err *err)
         .listener = serve->listener,
         .publisher = serve->publisher,
         .readers = serve->readers,
+        .relay = serve->relay,
         .page = serve->page,
         .cors_origins = config->http.cors_origins,
         .retry_usec = config->stream.retry_usec,
@@ -281,6 +310,7 @@ static int build_shards(struct serve *serve, struct err *err)
             .listen_fd_count = serve->listen_fd_count,
             .ring = serve->ring,
             .replay = serve->replay,
+            .relay = serve->relay,
             .stats = serve->stats,
             .timing = {.heartbeat_usec = config->stream.heartbeat_usec,
                        .retry_usec = config->stream.retry_usec,
@@ -470,6 +500,7 @@ static void take_down(struct serve *serve)
     readers_free(serve->readers);
     publisher_free(serve->publisher);
     listener_free(serve->listener);
+    relay_free(serve->relay);
     ring_free(serve->ring);
     sockets_close(serve->sockets);
     stats_free(serve->stats);

@@ -460,6 +460,7 @@ static int make_rooms(struct shard *shard, struct err *err)
         .stats = settings->stats,
         .timing = settings->timing,
         .replay = settings->replay,
+        .relay = settings->relay,
         .post = post,
         .argument = shard,
         .lags = shard->all->lags,

@@ -48,6 +48,7 @@ struct shard_settings {
     size_t listen_fd_count;
     struct ring *ring;
     struct replay *replay; /* outlives the shards */
+    struct relay *relay;   /* likewise; NULL: nothing is relayed */
     struct stats *stats;
     struct stream_timing timing;
     size_t header_max;         /* bytes */

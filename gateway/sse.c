@@ -1,6 +1,8 @@
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "buf.h"
 #include "sse.h"
 
 /* Length of the line at the start of the text, without its end; *ret_end_len is what ends
@@ -137,6 +139,47 @@ const char *sse_frame_channel(const struct sse_frame *frame)
 const char *sse_frame_type(const struct sse_frame *frame)
 {
     return frame->bytes + frame->type_offset;
+}
+
+/* It may be anything a client sent: JSON-escaped; what is not even text, byte by byte. */
+static void add_string(struct buf *text, const char *string)
+{
+    const bool utf8 = event_text_is_utf8(string, strlen(string));
+
+    (void)buf_add_text(text, "\"");
+    for (; *string != '\0'; string++) {
+        const char byte = *string;
+
+        if ((byte >= ' ' && byte < 0x7f && byte != '"' && byte != '\\') ||
+            (utf8 && (byte & 0x80) != 0))
+            (void)buf_add(text, &byte, 1);
+        else
+            (void)buf_add_format(text, "\\u%04x", (unsigned char)byte);
+    }
+    (void)buf_add_text(text, "\"");
+}
+
+void sse_add_gap_data(struct buf *ret_text, const struct sse_gap *gap)
+{
+    char id[EVENT_ID_MAX_BYTES + 1];
+
+    (void)event_id_format(gap->seq, id);
+    (void)buf_add_text(ret_text, "{\"requested\":");
+    add_string(ret_text, gap->requested != NULL ? gap->requested : id);
+    (void)buf_add_format(ret_text, ",\"oldest\":\"%s\",\"reason\":\"%s\"", id,
+                         gap->reason);
+    if (gap->channel != NULL) {
+        (void)buf_add_text(ret_text, ",\"channel\":");
+        add_string(ret_text, gap->channel);
+    }
+    (void)buf_add_text(ret_text, "}");
+}
+
+void sse_add_gap(struct buf *ret_text, const struct sse_gap *gap)
+{
+    (void)buf_add_format(ret_text, "id: %" PRIu64 "\nevent: gap\ndata: ", gap->seq);
+    sse_add_gap_data(ret_text, gap);
+    (void)buf_add_text(ret_text, "\n\n");
 }
 
 uint64_t sse_hash(const char *text, size_t len)

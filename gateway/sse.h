@@ -22,6 +22,13 @@
 #include "base.h"
 #include "event.h"
 
+/* What a frame is. Those that are not stored stand behind an event, and have its number. */
+enum sse_kind {
+    SSE_STORED,  /* an event of the table */
+    SSE_RELAYED, /* a notification of an application */
+    SSE_MISSED,  /* a gap: such notifications are missing */
+};
+
 struct sse_frame {
     struct sse_frame *next; /* the ring's own, once the frame has left its slot */
     uint64_t position;      /* in the ring; set by ring_push */
@@ -32,6 +39,7 @@ struct sse_frame {
     uint32_t type_offset, type_len;
     uint32_t body_offset, body_len; /* the event without the chunk's brackets */
     uint32_t len;                   /* the whole chunk */
+    uint32_t kind;                  /* enum sse_kind; SSE_STORED when it is made */
     char bytes[];                   /* the chunk, then channel and type, NUL-terminated */
 };
 
@@ -44,6 +52,19 @@ size_t sse_frame_weight(const struct sse_frame *frame);
 
 const char *sse_frame_channel(const struct sse_frame *frame);
 const char *sse_frame_type(const struct sse_frame *frame);
+
+/* What is told with a gap. */
+struct sse_gap {
+    uint64_t seq;          /* the stream goes on after it */
+    const char *requested; /* the id that was asked for; NULL: seq */
+    const char *reason;
+    const char *channel; /* NULL: of all channels */
+};
+
+/* Adds its data, a JSON object; or the whole frame, without a chunk's brackets. */
+struct buf;
+void sse_add_gap_data(struct buf *ret_text, const struct sse_gap *gap);
+void sse_add_gap(struct buf *ret_text, const struct sse_gap *gap);
 
 /* 64-bit FNV-1a, for channel and type names; and byte by byte, for whoever wants the hash
  * of every prefix in one pass. */

@@ -31,6 +31,7 @@ enum stats_counter {
     STATS_GAPS_EXPIRED, /* streams told that something is missing, by reason */
     STATS_GAPS_UNKNOWN,
     STATS_GAPS_FUTURE,
+    STATS_GAPS_RELAY,
     STATS_REPLAY_PAGES,  /* queries for events after an id */
     STATS_REPLAY_EVENTS, /* events they read */
     STATS_CONNECTIONS_ACCEPTED,
@@ -43,6 +44,7 @@ enum stats_counter {
     STATS_RESPONSES_5XX,
     STATS_LISTENER_CONNECTS,
     STATS_LISTENER_NOTIFICATIONS,
+    STATS_RELAY_NOTIFICATIONS, /* of applications, put into the ring */
     STATS_LISTENER_FETCHES,
     STATS_EVENTS_PURGED, /* deleted by this gateway because of their age */
     STATS_KEYS_PURGED,   /* likewise, of those that make sending again safe */
@@ -63,6 +65,7 @@ enum stats_gauge {
     STATS_CONNECTION_MEMORY, /* bytes, by what connections and streams ask for */
     STATS_REPLAY_BYTES,      /* pages of events on their way to streams */
     STATS_PUBLISH_WAITING,   /* events waiting for their batch */
+    STATS_RELAY_CHANNELS,    /* listened to for subscribers */
     STATS_PURGED_SEQ,        /* ids below it can no longer be resumed from exactly */
     STATS_GAUGE_COUNT
 };

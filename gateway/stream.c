@@ -63,6 +63,8 @@ static size_t memory_of(const struct stream *stream)
                    stream->member_count * sizeof(*stream->members) +
                    stream->type_count * sizeof(*stream->types) + stream->rest_len;
 
+    if (stream->ear != NULL)
+        bytes += sizeof(*stream->ear) + stream->ear->count * sizeof(stream->ear);
     for (size_t i = 0; i < stream->type_count; i++)
         bytes += stream->types[i].len + 1;
     return bytes;
@@ -168,6 +170,7 @@ void stream_free(struct stream *stream)
     free(stream->types);
     free(stream->requested);
     free(stream->rest);
+    free(stream->ear);
     count_memory(stream, 0);
     free(stream);
 }
@@ -195,7 +198,7 @@ bool stream_lag(const struct stream *stream, uint64_t newest, uint64_t *ret_even
 
 bool stream_takes_type(const struct stream *stream, const struct sse_frame *frame)
 {
-    if (stream->type_count == 0)
+    if (stream->type_count == 0 || frame->kind == SSE_MISSED)
         return true;
     for (size_t i = 0; i < stream->type_count; i++) {
         const struct stream_type *type = &stream->types[i];
@@ -225,38 +228,14 @@ void stream_add_types(const struct stream *stream, struct buf *ret_text)
 
 /* -- bytes of our own -- */
 
-/* The id may be anything a client sent: JSON-escaped; what is not even text, byte by byte. */
-static void add_requested(struct buf *text, const char *requested)
+/* Takes the bytes (heap). */
+static void set_rest(struct stream *stream, char *rest, size_t len, size_t out)
 {
-    const bool utf8 = event_text_is_utf8(requested, strlen(requested));
-
-    (void)buf_add_text(text, "\"");
-    for (; *requested != '\0'; requested++) {
-        const char byte = *requested;
-
-        if ((byte >= ' ' && byte < 0x7f && byte != '"' && byte != '\\') ||
-            (utf8 && (byte & 0x80) != 0))
-            (void)buf_add(text, &byte, 1);
-        else
-            (void)buf_add_format(text, "\\u%04x", (unsigned char)byte);
-    }
-    (void)buf_add_text(text, "\"");
-}
-
-static void add_gap(struct buf *text, const struct stream *stream)
-{
-    static const char *const reasons[] = {
-        [STREAM_NO_GAP] = "",
-        [STREAM_GAP_EXPIRED] = "expired",
-        [STREAM_GAP_UNKNOWN] = "unknown",
-        [STREAM_GAP_FUTURE] = "future",
-    };
-
-    (void)buf_add_format(
-        text, "id: %" PRIu64 "\nevent: gap\ndata: {\"requested\":", stream->seq);
-    add_requested(text, stream->requested);
-    (void)buf_add_format(text, ",\"oldest\":\"%" PRIu64 "\",\"reason\":\"%s\"}\n\n",
-                         stream->seq, reasons[stream->gap]);
+    free(stream->rest);
+    stream->rest = rest;
+    stream->rest_len = len;
+    stream->rest_out = out;
+    count_memory(stream, memory_of(stream));
 }
 
 /* Leaves bytes of ours to be sent before anything else; as one chunk if need be. */
@@ -275,31 +254,26 @@ static int leave_rest(struct stream *stream, const char *bytes, size_t len, size
         buf_done(&rest);
         return -ENOMEM;
     }
-    free(stream->rest);
-    stream->rest_len = rest.len;
-    stream->rest_out = out;
-    stream->rest = buf_steal(&rest);
-    count_memory(stream, memory_of(stream));
+    const size_t rest_len = rest.len;
+    set_rest(stream, buf_steal(&rest), rest_len, out);
     return 0;
 }
 
-int stream_tell_gap(struct stream *stream)
+int stream_say(struct stream *stream, const struct buf *text)
 {
-    static const enum stats_counter counters[] = {
-        [STREAM_GAP_EXPIRED] = STATS_GAPS_EXPIRED,
-        [STREAM_GAP_UNKNOWN] = STATS_GAPS_UNKNOWN,
-        [STREAM_GAP_FUTURE] = STATS_GAPS_FUTURE,
-    };
-    CLEANUP(buf_done) struct buf text = BUF_EMPTY;
-
-    add_gap(&text, stream);
-    if (buf_ok(&text) < 0 || leave_rest(stream, text.data, text.len, 0) < 0)
+    if (buf_ok(text) < 0 || leave_rest(stream, text->data, text->len, 0) < 0)
         return -ENOMEM;
-    stats_add(stream->stats, counters[stream->gap], 1);
-    stream->gap = STREAM_NO_GAP;
-    free(stream->requested);
-    stream->requested = NULL;
     stream->told_seq = stream->seq;
+    return 0;
+}
+
+int stream_hear(struct stream *stream, size_t count, uint64_t from)
+{
+    stream->ear = calloc(1, sizeof(*stream->ear) + count * sizeof(stream->ear));
+    if (stream->ear == NULL)
+        return -ENOMEM;
+    stream->ear->from = from;
+    count_memory(stream, memory_of(stream));
     return 0;
 }
 
@@ -433,7 +407,9 @@ void stream_yield(struct stream *stream)
     poller_rearm(stream->poller, &stream->source, SOCKET_EVENTS);
 }
 
-static void fall_behind(struct stream *stream, uint64_t seq, uint32_t offset)
+/* `position`: in the ring, where it goes on; 0: unknown. */
+static void fall_behind(struct stream *stream, uint64_t seq, uint32_t offset,
+                        uint64_t position)
 {
     const bool was_live = stream->phase == STREAM_LIVE;
 
@@ -441,6 +417,8 @@ static void fall_behind(struct stream *stream, uint64_t seq, uint32_t offset)
     stream->unsent_bytes = 0;
     stream->seq = seq;
     stream->offset = offset;
+    if (stream->ear != NULL)
+        stream->ear->position = position;
     if (was_live)
         set_timer(stream);
 }
@@ -453,7 +431,7 @@ void stream_is_live(struct stream *stream)
 
 void stream_is_behind(struct stream *stream)
 {
-    fall_behind(stream, stream->owner->seq, 0);
+    fall_behind(stream, stream->owner->seq, 0, stream->owner->position);
 }
 
 void stream_set_waits(struct stream *stream, bool waits)
@@ -504,6 +482,29 @@ static ssize_t send_parts(struct stream *stream, const struct sse_frame *const *
     return sendmsg(stream->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
+/* So much of the frame is out. What is not stored cannot be had again: the rest is kept. */
+static void stop_within(struct stream *stream, const struct sse_frame *frame, size_t sent)
+{
+    size_t len;
+    const char *part = frame_part(stream, frame, &len);
+
+    if (frame->kind == SSE_STORED) {
+        fall_behind(stream, frame->seq - 1, (uint32_t)sent, frame->position);
+        return;
+    }
+    fall_behind(stream, frame->seq, 0, frame->position + (sent > 0));
+    if (sent == 0)
+        return;
+    char *rest = malloc(len - sent);
+    if (rest == NULL) {
+        stream->offset = 1; /* a chunk that is broken off */
+        stream_finish(stream, STREAM_END_ABRUPT);
+        return;
+    }
+    memcpy(rest, part + sent, len - sent);
+    set_rest(stream, rest, len - sent, 0);
+}
+
 /* Notes that `sent` bytes of the frames are out; returns how many that completes. */
 static size_t settle(struct stream *stream, const struct sse_frame *const *frames,
                      size_t count, size_t sent)
@@ -515,7 +516,7 @@ static size_t settle(struct stream *stream, const struct sse_frame *const *frame
 
         (void)frame_part(stream, frames[i], &len);
         if (sent < len) {
-            fall_behind(stream, frames[i]->seq - 1, (uint32_t)sent);
+            stop_within(stream, frames[i], sent);
             return i;
         }
         sent -= len;
@@ -571,11 +572,7 @@ bool stream_send_rest(struct stream *stream)
     stream->rest_out += (size_t)sent;
     if (stream->rest_out < stream->rest_len)
         return false;
-    free(stream->rest);
-    stream->rest = NULL;
-    stream->rest_len = 0;
-    stream->rest_out = 0;
-    count_memory(stream, memory_of(stream));
+    set_rest(stream, NULL, 0, 0);
     return true;
 }
 

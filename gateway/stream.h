@@ -8,7 +8,8 @@
  * socket would not take all of it, or the subscriber came back for older events; the number
  * up to which it has everything, and how many bytes of the next frame are out already, say
  * where it goes on: from the ring, or from the table, whose frames are the same byte by byte.
- * No bytes of an event are ever copied for a subscriber: a slow one costs two numbers.
+ * No bytes of an event are ever copied for a subscriber: a slow one costs two numbers. (But for
+ * the rest of a notification: the table does not have it.)
  *
  * Frames go straight from the ring's memory to the socket: an HTTP/1.1 client gets them
  * with their chunk's brackets, an HTTP/1.0 client without.
@@ -25,6 +26,7 @@
 #include "channels.h"
 #include "connection.h"
 #include "poller.h"
+#include "relay.h"
 #include "sse.h"
 #include "stats.h"
 #include "wheel.h"
@@ -52,6 +54,17 @@ enum stream_place {
     STREAM_AT_LAST,     /* with the newest `last_count` of its events */
     STREAM_AT_ID,       /* after an id that the client claims to have */
     STREAM_AT_SEQ,      /* after `seq`, which is known to be of this database */
+};
+
+/* Of a subscriber to channels that are relayed (relay.h): what is not stored comes from the
+ * ring alone. */
+struct stream_ear {
+    uint64_t from;     /* [const] only what stands in the ring from there on */
+    uint64_t position; /* BEHIND: where it goes on; 0: after its seq */
+    bool arrived;      /* it has been LIVE once */
+    bool missed;       /* some may have been: to be told when it is in the ring again */
+    size_t count;
+    struct relay_channel *channels[];
 };
 
 /* What a subscriber asks for. */
@@ -127,6 +140,8 @@ struct stream {
     struct stream_type *types; /* [const] type_count of them */
     size_t type_count;         /* [const] */
 
+    struct stream_ear *ear; /* heap; NULL: nothing is relayed to it */
+
     /* The owner's own. */
     struct inquiry *inquiry;
     bool replays;
@@ -158,9 +173,13 @@ struct stream *stream_new(const struct stream_wishes *wishes,
                           struct stream_owner *owner) MUST_CHECK;
 void stream_free(struct stream *stream);
 
-/* The stream's gap is told before anything else that it is sent, and its `requested`: it goes
- * on after stream->seq. -ENOMEM. */
-int stream_tell_gap(struct stream *stream) MUST_CHECK;
+/* A whole frame of ours, without a chunk's brackets, goes out before anything else that it is
+ * sent; its id is stream->seq. -ENOMEM, also if there was none for the text. */
+struct buf;
+int stream_say(struct stream *stream, const struct buf *text) MUST_CHECK;
+
+/* It takes what is relayed: gives it an ear with room for so many channels. -ENOMEM. */
+int stream_hear(struct stream *stream, size_t count, uint64_t from) MUST_CHECK;
 
 /* Tells its client the id up to which there was nothing for it, so that it comes back with a
  * young one. A LIVE stream. */
@@ -182,7 +201,6 @@ bool stream_lag(const struct stream *stream, uint64_t newest,
                 uint64_t *ret_events) MUST_CHECK;
 
 /* Adds the types it wants, one a line. */
-struct buf;
 void stream_add_types(const struct stream *stream, struct buf *ret_text);
 
 /* Sends frames, the first one from stream->offset on. `bytes`: the same frames whole, in

@@ -279,6 +279,13 @@ class Stream:
             self._advance(deadline, "the first bytes of the stream")
         return self
 
+    def wait_checkpoint(self, timeout=PATIENCE):
+        """The first checkpoint: what is notified on a relayed channel from now on comes."""
+        deadline = Deadline(timeout)
+        while not self.checkpoints:
+            self._advance(deadline, "a checkpoint")
+        return self
+
     def next_event(self, timeout=PATIENCE):
         deadline = Deadline(timeout)
         while not self._events:

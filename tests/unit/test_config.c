@@ -199,10 +199,10 @@ static void a_mistake_in_the_file_is_named_with_its_line(void **state)
                    "cors_origins");
     assert_refused("[strem]\n", nothing,
                    ":1: unknown section [strem]; there are [http] [database] [events] "
-                   "[stream] [ring] [limits] [server] [log]");
+                   "[channels] [stream] [ring] [limits] [server] [log]");
     assert_refused("[strem]\nretry = 1s\n", nothing,
                    ":1: unknown section [strem]; there are [http] [database] [events] "
-                   "[stream] [ring] [limits] [server] [log]");
+                   "[channels] [stream] [ring] [limits] [server] [log]");
     assert_refused("[stream]\nheartbeat = 15 parsecs\n", nothing,
                    ":2: [stream] heartbeat = '15 parsecs': must be a duration from 100ms "
                    "to 1h, in ms, s, min, h or d");

@@ -13,12 +13,12 @@ static char heard[8][32];
 static int heard_count;
 static int heard_own; /* of these, from the session itself */
 
-static void on_heard(void *argument, const char *channel, bool own)
+static void on_heard(void *argument, const PGnotify *notification, bool own)
 {
     (void)argument;
     heard_own += own;
     if (heard_count < (int)ARRAY_SIZE(heard))
-        snprintf(heard[heard_count], sizeof(heard[0]), "%s", channel);
+        snprintf(heard[heard_count], sizeof(heard[0]), "%s", notification->relname);
     heard_count++;
 }
 

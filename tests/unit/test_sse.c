@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "buf.h"
 #include "cmocka_all.h"
 #include "failing_malloc.h"
 
@@ -176,6 +177,42 @@ static void chunk_heads_are_hexadecimal(void **state)
     assert_string_equal(head, "ffffffff\r\n");
 }
 
+/* Anything may have been asked for; what is told of it is JSON on one line. */
+static void what_was_asked_for_is_quoted(void **state)
+{
+    CLEANUP(buf_done) struct buf text = BUF_EMPTY;
+    char asked[301];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(asked) - 1; i++)
+        asked[i] = (char)(i == 0 ? 10 : i % 256 == 0 ? 1 : i);
+    asked[sizeof(asked) - 1] = '\0';
+    sse_add_gap(&text,
+                &(struct sse_gap){.seq = 5, .requested = asked, .reason = "unknown"});
+    assert_int_equal(buf_ok(&text), 0);
+    assert_memory_equal(
+        text.data, "id: 5\nevent: gap\ndata: {\"requested\":\"\\u000a\\u0001",
+        strlen("id: 5\nevent: gap\ndata: {\"requested\":\"\\u000a\\u0001"));
+    const char *line_end = strchr(text.data + strlen("id: 5\nevent: gap\n"), '\n');
+    assert_string_equal(line_end, "\n\n");
+    assert_non_null(strstr(text.data, "\\u0022"));
+    assert_non_null(strstr(text.data, "\\u005c"));
+    assert_non_null(strstr(text.data, "\\u007f\\u0080"));
+    assert_non_null(strstr(text.data, "\",\"oldest\":\"5\",\"reason\":\"unknown\"}"));
+}
+
+static void a_gap_of_a_channel_names_it(void **state)
+{
+    CLEANUP(buf_done) struct buf text = BUF_EMPTY;
+
+    (void)state;
+    sse_add_gap(&text, &(struct sse_gap){.seq = 7, .reason = "relay", .channel = "a\"ü"});
+    assert_int_equal(buf_ok(&text), 0);
+    assert_string_equal(text.data,
+                        "id: 7\nevent: gap\ndata: {\"requested\":\"7\",\"oldest\":\"7\","
+                        "\"reason\":\"relay\",\"channel\":\"a\\u0022ü\"}\n\n");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -184,6 +221,8 @@ int main(void)
         cmocka_unit_test(ids_are_the_seq),
         cmocka_unit_test(large_data_with_many_lines_comes_out_whole),
         cmocka_unit_test(without_memory_there_is_no_frame),
+        cmocka_unit_test(what_was_asked_for_is_quoted),
+        cmocka_unit_test(a_gap_of_a_channel_names_it),
         cmocka_unit_test(hashes_are_fnv_1a),
         cmocka_unit_test(chunk_heads_are_hexadecimal),
     };

@@ -225,41 +225,79 @@ static void nothing_taken_is_not_a_loss(void **state)
     house_close(&house);
 }
 
-static void set_gap(struct stream *stream, enum stream_gap gap, uint64_t seq,
-                    const char *requested)
+static void a_frame_of_ours_goes_before_anything_else(void **state)
 {
-    stream->gap = gap;
-    stream->seq = seq;
-    free(stream->requested);
-    stream->requested = strdup(requested);
-    assert_non_null(stream->requested);
-}
-
-static void a_gap_is_told_before_anything_else(void **state)
-{
-    static const char text[] =
-        "id: 100\nevent: gap\ndata: {\"requested\":\"7\",\"oldest\":"
-        "\"100\",\"reason\":\"expired\"}\n\n";
     (void)state;
     for (int chunked = 0; chunked < 2; chunked++) {
         struct house house;
         char wanted[256];
         char head[SSE_CHUNK_HEAD_MAX + 1] = "";
+        CLEANUP(buf_done) struct buf text = BUF_EMPTY;
 
         house_open(&house, chunked, 0);
-        set_gap(house.stream, STREAM_GAP_EXPIRED, 100, "7");
-        assert_int_equal(stream_tell_gap(house.stream), 0);
+        house.stream->seq = 100;
+        sse_add_gap(&text, &(struct sse_gap){.seq = 100, .reason = "expired"});
+        assert_int_equal(stream_say(house.stream, &text), 0);
         assert_int_equal(house.stream->told_seq, 100);
-        assert_int_equal(stats_counter_value(house.stats, STATS_GAPS_EXPIRED), 1);
         assert_true(stream_send_rest(house.stream));
         assert_true(stream_send_rest(house.stream)); /* nothing is left */
         take(&house, SIZE_MAX);
         if (chunked)
-            (void)sse_chunk_head(strlen(text), head);
-        const int len =
-            snprintf(wanted, sizeof(wanted), "%s%s%s", head, text, chunked ? "\r\n" : "");
+            (void)sse_chunk_head(text.len, head);
+        const int len = snprintf(wanted, sizeof(wanted), "%s%s%s", head, text.data,
+                                 chunked ? "\r\n" : "");
         assert_int_equal(house.got.len, len);
         assert_memory_equal(house.got.data, wanted, (size_t)len);
+        house_close(&house);
+    }
+}
+
+/* The table does not have it: what the socket has not taken of it is kept, and comes first. */
+static void what_is_not_stored_breaks_and_goes_on_from_what_is_kept(void **state)
+{
+    enum { COUNT = 64 };
+
+    (void)state;
+    for (int chunked = 0; chunked < 2; chunked++) {
+        struct sse_frame *frames[COUNT];
+        CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+        struct house house;
+        int breaks = 0;
+
+        house_open(&house, chunked, 0);
+        assert_int_equal(stream_hear(house.stream, 1, 3), 0);
+        for (size_t i = 0; i < COUNT; i++) {
+            frames[i] = frame_new(i, "message", 8000);
+            frames[i]->kind = SSE_RELAYED;
+            (void)buf_add(&wanted,
+                          frames[i]->bytes + (chunked ? 0 : frames[i]->body_offset),
+                          chunked ? frames[i]->len : frames[i]->body_len);
+        }
+        for (size_t next = 0; next < COUNT;) {
+            const size_t done =
+                stream_send(house.stream, (const struct sse_frame *const *)frames + next,
+                            COUNT - next, NULL, 0);
+
+            next += done;
+            if (next == COUNT)
+                break;
+            assert_int_equal(house.stream->seq, next);
+            assert_int_equal(house.stream->offset, 0);
+            breaks += house.stream->rest != NULL;
+            assert_int_equal(house.stream->ear->position,
+                             next + (house.stream->rest != NULL));
+            next = house.stream->ear->position;
+            while (!stream_send_rest(house.stream))
+                take(&house, 3000);
+            take(&house, 3000);
+        }
+        while (house.got.len < wanted.len)
+            take(&house, SIZE_MAX);
+        assert_true(breaks > 0);
+        assert_int_equal(house.got.len, wanted.len);
+        assert_memory_equal(house.got.data, wanted.data, wanted.len);
+        for (size_t i = 0; i < COUNT; i++)
+            sse_frame_free(frames[i]);
         house_close(&house);
     }
 }
@@ -320,38 +358,6 @@ static void an_id_is_a_place_and_what_is_none_is_a_gap(void **state)
             assert_string_equal(stream->requested, cases[i].id.text);
         stream_free(stream);
     }
-    house_close(&house);
-}
-
-/* Anything may have been asked for; what is told of it is JSON on one line. */
-static void what_was_asked_for_is_quoted(void **state)
-{
-    char asked[300];
-    struct house house;
-
-    (void)state;
-    for (size_t i = 0; i < sizeof(asked); i++)
-        asked[i] = (char)(i == 0 ? 10 : i);
-    house_open(&house, false, 0);
-    stream_free(house.stream);
-    house.stream = make(&house, false, 0, (struct stream_text){asked, sizeof(asked)});
-    assert_non_null(house.stream);
-    fall_asleep(&house);
-    house.stream->seq = 5;
-    assert_int_equal(stream_tell_gap(house.stream), 0);
-    assert_true(stream_send_rest(house.stream));
-    assert_int_equal(stats_counter_value(house.stats, STATS_GAPS_UNKNOWN), 1);
-    take(&house, SIZE_MAX);
-    const char *data = house.got.data;
-    assert_memory_equal(data, "id: 5\nevent: gap\ndata: {",
-                        strlen("id: 5\nevent: gap\ndata: {"));
-    const char *line_end = strchr(data + strlen("id: 5\nevent: gap\ndata: {"), '\n');
-    assert_string_equal(line_end, "\n\n");
-    assert_non_null(strstr(data, "\\u000a\\u0001"));
-    assert_non_null(strstr(data, "!\\u0022#"));
-    assert_non_null(strstr(data, "[\\u005c]"));
-    /* So much of it, and no more. */
-    assert_non_null(strstr(data, "\\u007f\",\"oldest\":\"5\",\"reason\":\"unknown\"}"));
     house_close(&house);
 }
 
@@ -478,23 +484,46 @@ static void without_memory_there_is_no_stream(void **state)
     house_close(&house);
 }
 
-static void a_gap_that_cannot_be_told_changes_nothing(void **state)
+static void a_frame_of_ours_that_has_no_room_changes_nothing(void **state)
 {
+    CLEANUP(buf_done) struct buf text = BUF_EMPTY;
     struct house house;
     bool failed = true;
 
     (void)state;
+    (void)buf_add_text(&text, "id: 100\nevent: gap\ndata: {}\n\n");
     house_open(&house, true, 0);
     for (unsigned n = 1; failed; n++) {
-        set_gap(house.stream, STREAM_GAP_FUTURE, 100, "700");
         failing_malloc_begin(n);
-        const int result = stream_tell_gap(house.stream);
+        const int result = stream_say(house.stream, &text);
         failed = failing_malloc_end();
         assert_int_equal(result, failed ? -ENOMEM : 0);
         assert_int_equal(house.stream->rest == NULL, failed);
-        assert_int_equal(house.stream->gap, failed ? STREAM_GAP_FUTURE : STREAM_NO_GAP);
     }
-    assert_int_equal(stats_counter_value(house.stats, STATS_GAPS_FUTURE), 1);
+    house_close(&house);
+}
+
+static void without_memory_for_the_rest_of_a_notification_it_ends(void **state)
+{
+    struct sse_frame *frame = frame_new(7, "message", 8000);
+    struct house house;
+    size_t done;
+
+    (void)state;
+    frame->kind = SSE_RELAYED;
+    house_open(&house, true, 0);
+    failing_malloc_begin(1);
+    assert_int_equal(stream_hear(house.stream, 1, 3), -ENOMEM);
+    assert_true(failing_malloc_end());
+    failing_malloc_begin(1);
+    do
+        done = stream_send(house.stream, (const struct sse_frame *[]){frame}, 1,
+                           frame->bytes, frame->len);
+    while (done == 1);
+    assert_true(failing_malloc_end());
+    assert_int_equal(house.stream->phase, STREAM_ENDING);
+    assert_int_equal(house.stream->end, STREAM_END_ABRUPT);
+    sse_frame_free(frame);
     house_close(&house);
 }
 
@@ -503,14 +532,15 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_breaks_goes_on_at_the_same_byte),
         cmocka_unit_test(nothing_taken_is_not_a_loss),
-        cmocka_unit_test(a_gap_is_told_before_anything_else),
+        cmocka_unit_test(a_frame_of_ours_goes_before_anything_else),
+        cmocka_unit_test(what_is_not_stored_breaks_and_goes_on_from_what_is_kept),
         cmocka_unit_test(types_are_whole_words),
         cmocka_unit_test(an_id_is_a_place_and_what_is_none_is_a_gap),
-        cmocka_unit_test(what_was_asked_for_is_quoted),
         cmocka_unit_test(a_checkpoint_tells_the_place),
         cmocka_unit_test(a_checkpoint_that_does_not_fit_is_not_broken),
         cmocka_unit_test(without_memory_there_is_no_stream),
-        cmocka_unit_test(a_gap_that_cannot_be_told_changes_nothing),
+        cmocka_unit_test(a_frame_of_ours_that_has_no_room_changes_nothing),
+        cmocka_unit_test(without_memory_for_the_rest_of_a_notification_it_ends),
     };
     return cmocka_run_group_tests_name("stream", tests, NULL, NULL);
 }
