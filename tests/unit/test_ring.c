@@ -813,9 +813,56 @@ static void a_frame_found_at_the_last_moment_stays(void **state)
     assert_true(stress.runners[0].read > 0);
 }
 
+/* Frames that are not stored have the seq of the event before them. */
+static void frames_of_one_seq_are_behind_its_event(void **state)
+{
+    struct ring *ring = ring_new(MIB, 1);
+    struct ring_reader *reader = ring_reader(ring, 0);
+    uint64_t position;
+
+    (void)state;
+    assert_non_null(ring);
+    ring_start(ring, 5, 5);
+    /* 5 7 7 7 9, at the positions 1 to 5. */
+    static const uint64_t seqs[] = {5, 7, 7, 7, 9};
+    size_t weight = 0;
+    for (size_t i = 0; i < ARRAY_SIZE(seqs); i++) {
+        struct sse_frame *frame = frame_new(1, 10);
+        frame->seq = seqs[i];
+        weight = sse_frame_weight(frame);
+        ring_push(ring, frame);
+    }
+    ring_enter(reader);
+    assert_int_equal(ring_find(reader, 5, &position), RING_FOUND);
+    assert_int_equal(position, 2);
+    assert_int_equal(ring_find(reader, 7, &position), RING_FOUND);
+    assert_int_equal(position, 5);
+    assert_int_equal(ring_find(reader, 9, &position), RING_FOUND);
+    assert_int_equal(position, 6);
+    assert_true(ring_holds(reader, 1));
+    ring_leave(reader);
+    /* All but the last are dropped: no event after 7 is. */
+    ring_push(ring, frame_new(11, MIB - weight * 5 / 2));
+    ring_enter(reader);
+    assert_int_equal(ring_floor(reader), 7);
+    assert_int_equal(ring_find(reader, 7, &position), RING_FOUND);
+    assert_int_equal(position, 5);
+    assert_false(ring_holds(reader, 4));
+    assert_true(ring_holds(reader, 5));
+    assert_true(ring_holds(reader, 7));
+    ring_leave(reader);
+    ring_restart(ring, 100);
+    ring_enter(reader);
+    assert_false(ring_holds(reader, 7));
+    assert_true(ring_holds(reader, 8));
+    ring_leave(reader);
+    ring_free(ring);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(frames_of_one_seq_are_behind_its_event),
         cmocka_unit_test(every_short_history_is_that_of_a_plain_list),
         cmocka_unit_test(long_histories_are_those_of_a_plain_list),
         cmocka_unit_test(before_the_start_nothing_is_found),
