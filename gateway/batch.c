@@ -61,6 +61,15 @@ static void add_element(struct buf *array, const char *text, size_t len)
     (void)buf_add(array, text, len);
 }
 
+/* NULL for no text. */
+static void add_element_if_any(struct buf *array, const char *text, size_t len)
+{
+    if (text != NULL)
+        add_element(array, text, len);
+    else
+        add_word(array, UINT32_MAX);
+}
+
 void batch_init(struct batch *batch)
 {
     *batch = (struct batch){.count = 0};
@@ -70,6 +79,7 @@ void batch_init(struct batch *batch)
     begin_array(&batch->attributes, TEXT_OID);
     begin_array(&batch->units, INT4_OID);
     begin_array(&batch->keys, TEXT_OID);
+    begin_array(&batch->clients, TEXT_OID);
 }
 
 void batch_done(struct batch *batch)
@@ -80,6 +90,7 @@ void batch_done(struct batch *batch)
     buf_done(&batch->attributes);
     buf_done(&batch->units);
     buf_done(&batch->keys);
+    buf_done(&batch->clients);
     buf_done(&batch->known);
 }
 
@@ -88,11 +99,10 @@ static void add_event(struct batch *batch, const struct event *event, size_t uni
     add_element(&batch->channels, event->channel, event->channel_len);
     add_element(&batch->types, event->type, event->type_len);
     add_element(&batch->datas, event->data, event->data_len);
-    if (event->attributes != NULL)
-        add_element(&batch->attributes, event->attributes, event->attributes_len);
-    else
-        add_word(&batch->attributes, UINT32_MAX);
+    add_element_if_any(&batch->attributes, event->attributes, event->attributes_len);
+    add_element_if_any(&batch->clients, event->client, event->client_len);
     batch->has_attributes = batch->has_attributes || event->attributes != NULL;
+    batch->has_clients = batch->has_clients || event->client != NULL;
     add_word(&batch->units, sizeof(uint32_t));
     add_word(&batch->units, unit);
     batch->count++;
@@ -139,7 +149,7 @@ int batch_ok(const struct batch *batch)
     return is_sound(&batch->channels) && is_sound(&batch->types) &&
                    is_sound(&batch->datas) && is_sound(&batch->attributes) &&
                    is_sound(&batch->units) && is_sound(&batch->keys) &&
-                   is_sound(&batch->known)
+                   is_sound(&batch->clients) && is_sound(&batch->known)
                ? 0
                : -ENOMEM;
 }
@@ -207,6 +217,16 @@ static int take_answer(struct batch *batch, const PGresult *result, struct err *
     return 0;
 }
 
+/* An array that says nothing is left out as a whole. */
+static bool is_wanted(const struct batch *batch, const struct buf *array)
+{
+    if (array == &batch->attributes)
+        return batch->has_attributes;
+    if (array == &batch->clients)
+        return batch->has_clients;
+    return (array != &batch->units && array != &batch->keys) || batch->key_count > 0;
+}
+
 /* Everything up to the COMMIT, in one round trip. The function sets the server's share of our
  * deadlines for this transaction. Nothing is prepared: behind a pooler the session is not
  * ours. */
@@ -215,16 +235,17 @@ static int insert(struct batch *batch, struct database *database, uint64_t deadl
 {
     CLEANUP(database_clear) PGresult *result = NULL;
     struct buf *arrays[] = {&batch->channels,   &batch->types, &batch->datas,
-                            &batch->attributes, &batch->units, &batch->keys};
-    const Oid types[] = {TEXT_ARRAY_OID, TEXT_ARRAY_OID, TEXT_ARRAY_OID,
-                         TEXT_ARRAY_OID, INT4_ARRAY_OID, TEXT_ARRAY_OID};
+                            &batch->attributes, &batch->units, &batch->keys,
+                            &batch->clients};
+    const Oid types[] = {TEXT_ARRAY_OID, TEXT_ARRAY_OID, TEXT_ARRAY_OID, TEXT_ARRAY_OID,
+                         INT4_ARRAY_OID, TEXT_ARRAY_OID, TEXT_ARRAY_OID};
     const char *values[ARRAY_SIZE(arrays)];
     int lengths[ARRAY_SIZE(arrays)];
-    const int formats[] = {1, 1, 1, 1, 1, 1};
+    const int formats[] = {1, 1, 1, 1, 1, 1, 1};
     const struct database_query queries[] = {
         {.sql = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"},
         {.sql = "SELECT first_seq, last_seq, xid, known "
-                "FROM gateway.publish_batch($1, $2, $3, $4, $5, $6)",
+                "FROM gateway.publish_batch($1, $2, $3, $4, $5, $6, $7)",
          .count = ARRAY_SIZE(arrays),
          .types = types,
          .values = values,
@@ -233,11 +254,9 @@ static int insert(struct batch *batch, struct database *database, uint64_t deadl
     };
 
     set_word(&batch->attributes, NULLS_WORD, 1);
+    set_word(&batch->clients, NULLS_WORD, 1);
     for (size_t i = 0; i < ARRAY_SIZE(arrays); i++) {
-        const bool wanted = arrays[i] == &batch->attributes ? batch->has_attributes
-                            : arrays[i] == &batch->units || arrays[i] == &batch->keys
-                                ? batch->key_count > 0
-                                : true;
+        const bool wanted = is_wanted(batch, arrays[i]);
 
         set_word(arrays[i], COUNT_WORD,
                  arrays[i] == &batch->keys ? batch->key_count : batch->count);

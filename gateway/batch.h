@@ -23,10 +23,11 @@
 
 struct batch {
     /* Arrays, as PostgreSQL takes them in binary: one element an event, but for keys. */
-    struct buf channels, types, datas, attributes, units, keys;
+    struct buf channels, types, datas, attributes, units, keys, clients;
     size_t count;
     size_t key_count;
     bool has_attributes; /* any event has */
+    bool has_clients;    /* likewise */
 
     /* Once publish_batch answered. */
     struct buf known;   /* batch.c's own: what is known of each key */

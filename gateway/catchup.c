@@ -89,7 +89,7 @@ static bool takes(const struct stream *stream, const struct sse_frame *frame)
         if ((is_stored || !topic->is_prefix) &&
             channels_topic_takes(topic, sse_frame_channel(frame), frame->channel_len,
                                  frame->channel_hash))
-            return stream_takes_type(stream, frame);
+            return filter_takes(&stream->filter, frame);
     }
     return false;
 }
@@ -171,18 +171,25 @@ static int ask(struct catchup *catchup, struct stream *stream, struct inquiry *i
     struct replay_request *request = &inquiry->request;
     CLEANUP(buf_done) struct buf patterns = BUF_EMPTY;
     CLEANUP(buf_done) struct buf types = BUF_EMPTY;
+    CLEANUP(buf_done) struct buf without = BUF_EMPTY;
     const bool near =
         request->question == REPLAY_AFTER && stream->seq + NEAR_EVENTS >= request->floor;
 
     (void)buf_add_text(&patterns, near ? EVERYTHING : "");
     (void)buf_add_text(&types, "");
+    (void)buf_add_text(&without, "");
     if (!near && request->question != REPLAY_EARLIEST)
         add_patterns(&patterns, stream);
-    if (request->question == REPLAY_LAST)
-        stream_add_types(stream, &types);
-    if (buf_ok(&patterns) < 0 || buf_ok(&types) < 0)
+    if (request->question == REPLAY_LAST) {
+        filter_add_types(&stream->filter, &types);
+        filter_add_clients(&stream->filter, &without);
+    }
+    if (buf_ok(&patterns) < 0 || buf_ok(&types) < 0 || buf_ok(&without) < 0)
         return -ENOMEM;
-    return replay_ask(catchup->settings.replay, request, patterns.data, types.data);
+    return replay_ask(catchup->settings.replay, request,
+                      &(struct replay_choice){.patterns = patterns.data,
+                                              .types = types.data,
+                                              .without = without.data});
 }
 
 static enum replay_question question_of(const struct stream *stream)

@@ -42,6 +42,8 @@ struct event {
     const char
         *attributes; /* for publishing: a CloudEvent's, as a JSON object; or NULL */
     size_t attributes_len;
+    const char *client; /* who published it; not NUL-terminated; NULL: not said */
+    size_t client_len;  /* 0 if it was not said */
 };
 
 /* A key and the events it stands for, which stand together in a request. They are published
@@ -63,9 +65,9 @@ bool event_text_is_utf8(const char *text, size_t len);
 /* How many bytes of the text, at most `max`, can be quoted without cutting a letter in two. */
 size_t event_text_cut(const char *text, size_t max);
 
-/* A channel's or type's name: 1 to 255 bytes of UTF-8 without control characters (C0, DEL,
- * C1). -EINVAL, and the text says which rule: "channel is empty". `what`
- * is the word to begin it with. */
+/* A channel's, type's or client's name: 1 to 255 bytes of UTF-8 without control characters
+ * (C0, DEL, C1). -EINVAL, and the text says which rule: "channel is empty". `what` is the word
+ * to begin it with. */
 int event_check_name(const char *what, const char *text, size_t len,
                      struct err *err) MUST_CHECK;
 

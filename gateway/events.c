@@ -16,6 +16,7 @@
 #define LAST_MAX 10000
 
 #define IDEMPOTENCY_KEY "Idempotency-Key"
+#define CLIENT_ID       "X-Client-ID"
 
 static const struct events_common *common_of(const struct exchange *exchange)
 {
@@ -31,6 +32,8 @@ struct query {
     size_t channel_count;
     struct stream_text types[STREAM_CHANNELS_MAX];
     size_t type_count;
+    struct stream_text without[STREAM_CLIENTS_MAX];
+    size_t without_count;
     enum stream_place place;
     struct stream_text last_id;
     unsigned last_count;
@@ -113,6 +116,19 @@ static void add_type(struct query *query, const char *text, size_t len)
         query->types[query->type_count++] = (struct stream_text){text, len};
 }
 
+static void exclude_client(struct query *query, const char *text, size_t len)
+{
+    struct err err;
+
+    if (query->without_count == ARRAY_SIZE(query->without))
+        query_fails(query, "more than %zu clients to do without for one subscriber",
+                    ARRAY_SIZE(query->without));
+    else if (event_check_name("exclude_client", text, len, &err) < 0)
+        query_fails(query, "%s", err.text);
+    else
+        query->without[query->without_count++] = (struct stream_text){text, len};
+}
+
 /* An id, or the word for the oldest event there is. */
 static void set_last_id(struct query *query, const char *text, size_t len)
 {
@@ -152,6 +168,8 @@ static enum MHD_Result take_parameter(void *argument, enum MHD_ValueKind kind,
         add_relay(query, text, value_len);
     else if (strcmp(name, "type") == 0)
         add_type(query, text, value_len);
+    else if (strcmp(name, "exclude_client") == 0)
+        exclude_client(query, text, value_len);
     else if (strcmp(name, "last_event_id") == 0)
         set_last_id(query, text, value_len);
     else if (strcmp(name, "last") == 0)
@@ -159,7 +177,7 @@ static enum MHD_Result take_parameter(void *argument, enum MHD_ValueKind kind,
     else
         query_fails(query,
                     "unknown parameter \"%.*s\"; there are channel, relay, type, "
-                    "last_event_id and last",
+                    "exclude_client, last_event_id and last",
                     (int)event_text_cut(name, QUOTED_MAX), name);
     return MHD_YES;
 }
@@ -247,6 +265,8 @@ enum MHD_Result events_subscribe(struct exchange *exchange)
                              .channel_count = query.channel_count,
                              .types = query.types,
                              .type_count = query.type_count,
+                             .without = query.without,
+                             .without_count = query.without_count,
                              .chunked = !exchange->http10,
                              .place = query.place,
                              .last_id = query.last_id,
@@ -287,6 +307,7 @@ struct post_headers {
     struct cloudevents_header cloudevents[CLOUDEVENTS_ATTRIBUTES_MAX];
     size_t cloudevents_count; /* there may be more than fit */
     unsigned keys;
+    unsigned clients;
 };
 
 static enum MHD_Result take_header(void *argument, enum MHD_ValueKind kind,
@@ -299,6 +320,7 @@ static enum MHD_Result take_header(void *argument, enum MHD_ValueKind kind,
     (void)name_len;
     (void)value_len;
     headers->keys += strcasecmp(name, IDEMPOTENCY_KEY) == 0;
+    headers->clients += strcasecmp(name, CLIENT_ID) == 0;
     if (strncasecmp(name, "ce-", 3) != 0)
         return MHD_YES;
     if (headers->cloudevents_count < ARRAY_SIZE(headers->cloudevents))
@@ -308,21 +330,30 @@ static enum MHD_Result take_header(void *argument, enum MHD_ValueKind kind,
     return MHD_YES;
 }
 
+/* The header's value, without the white space behind it, which is none of it (RFC 9110, 5.5).
+ * NULL: there is none. */
+static const char *read_header(const struct exchange *exchange, const char *name,
+                               size_t *ret_len)
+{
+    const char *value = exchange_header(exchange, name);
+    size_t len = value != NULL ? strlen(value) : 0;
+
+    while (len > 0 && (value[len - 1] == ' ' || value[len - 1] == '\t'))
+        len--;
+    *ret_len = len;
+    return value;
+}
+
 static struct form form_of(const struct exchange *exchange, struct post_headers *headers)
 {
     struct form form = {
         .content_type = exchange_header(exchange, MHD_HTTP_HEADER_CONTENT_TYPE),
-        .idempotency_key = exchange_header(exchange, IDEMPOTENCY_KEY),
         .headers = headers->cloudevents,
     };
 
-    /* White space behind a value is none of it (RFC 9110, 5.5). */
-    if (form.idempotency_key != NULL)
-        form.idempotency_key_len = strlen(form.idempotency_key);
-    while (form.idempotency_key_len > 0 &&
-           strchr(" \t", form.idempotency_key[form.idempotency_key_len - 1]) != NULL)
-        form.idempotency_key_len--;
-
+    form.idempotency_key =
+        read_header(exchange, IDEMPOTENCY_KEY, &form.idempotency_key_len);
+    form.client = read_header(exchange, CLIENT_ID, &form.client_len);
     *headers = (struct post_headers){.keys = 0};
     (void)MHD_get_connection_values_n(exchange->mhd, MHD_HEADER_KIND, take_header,
                                       headers);
@@ -375,6 +406,8 @@ static int check_post_headers(const struct post_headers *headers, struct err *er
 {
     if (headers->keys > 1)
         return err_set(err, -EINVAL, "there are two " IDEMPOTENCY_KEY " headers");
+    if (headers->clients > 1)
+        return err_set(err, -EINVAL, "there are two " CLIENT_ID " headers");
     if (headers->cloudevents_count > ARRAY_SIZE(headers->cloudevents))
         return err_set(err, -EINVAL, "there are more than %d ce- headers",
                        CLOUDEVENTS_ATTRIBUTES_MAX);

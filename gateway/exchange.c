@@ -153,7 +153,8 @@ static void add_allowed_headers(struct exchange *exchange, struct MHD_Response *
     const char *asked = exchange_header(exchange, "Access-Control-Request-Headers");
 
     (void)buf_add_text(&list,
-                       "Content-Type, Last-Event-ID, Cache-Control, Idempotency-Key");
+                       "Content-Type, Last-Event-ID, Cache-Control, Idempotency-Key, "
+                       "X-Client-ID");
     add_ce_headers(&list, asked != NULL ? asked : "");
     if (buf_ok(&list) == 0)
         exchange_add(exchange, response, "Access-Control-Allow-Headers", list.data);

@@ -462,7 +462,7 @@ static size_t next_hit(const struct fanout *fanout, const struct stream *stream,
     return first;
 }
 
-/* The frames of all the stream's topics, in order, each once, of the types it wants. */
+/* The frames of all the stream's topics, in order, each once, that pass its filter. */
 static size_t merge_runs(struct fanout *fanout, const struct stream *stream,
                          size_t *places)
 {
@@ -482,7 +482,7 @@ static size_t merge_runs(struct fanout *fanout, const struct stream *stream,
             if (places[i] != NO_HIT && fanout->hits[places[i]].frame == frame)
                 places[i] = fanout->hits[places[i]].next;
         }
-        if (stream_takes_type(stream, frame))
+        if (filter_takes(&stream->filter, frame))
             fanout->frames[count++] = frame;
     }
     return count;

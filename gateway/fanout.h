@@ -4,13 +4,13 @@
  *        ring ──> round: what is new, grouped by channel
  *                   ├─ "orders"   ──> one run of bytes ──> send(2) to each member
  *                   ├─ "users.7"  ──> one run of bytes ──> send(2) to each member
- *                   └─ of several channels, or choosy about types: sendmsg(2) of just
+ *                   └─ of several channels, or with a filter: sendmsg(2) of just
  *                      their frames, in order, each once
  *
  * A subscriber who is BEHIND is passed by in rounds; catchup.h takes it to where the shard
  * is.
  *
- * Always true: every subscriber is sent the events of its channels and types in the order
+ * Always true: every subscriber is sent the events of its channels that pass its filter in the order
  * of the ring, each once, from its first place on.
  *
  * Threads: its shard's. Locks: none. Cost: a round looks only at channels that have

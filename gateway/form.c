@@ -144,6 +144,9 @@ int form_check(const struct form *form, struct problem *ret_problem)
                            "an Idempotency-Key is 1 to %d visible ASCII characters "
                            "without a space",
                            FORM_KEY_MAX_BYTES);
+    if (form->client != NULL &&
+        event_check_name("X-Client-ID", form->client, form->client_len, &err) < 0)
+        return problem_set(ret_problem, 400, "%s", err.text);
     if (form->type != NULL && kind >= FORM_EVENT)
         return problem_set(ret_problem, 400,
                            "?type= is not for a CloudEvent, which has a type of its own");

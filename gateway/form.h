@@ -22,6 +22,8 @@ struct form {
     size_t type_len;
     const char *idempotency_key;
     size_t idempotency_key_len;
+    const char *client; /* who publishes; not NUL-terminated */
+    size_t client_len;
     const struct cloudevents_header *headers;
     size_t header_count;
 };
@@ -39,7 +41,8 @@ enum form_kind {
 int form_find(const struct form *form, enum form_kind *ret_kind,
               struct problem *ret_problem) MUST_CHECK;
 
-/* Is it a form that request_parse() will take, and are key, channel and type in order? Known
+/* Is it a form that request_parse() will take, and are key, client, channel and type in
+ * order? Known
  * before the body has arrived. 0, or -EINVAL with the problem. */
 int form_check(const struct form *form, struct problem *ret_problem) MUST_CHECK;
 

@@ -374,6 +374,8 @@ static int take_row(void *argument, const PGresult *row)
         .type_len = (size_t)PQgetlength(row, 0, 2),
         .data = PQgetvalue(row, 0, 3),
         .data_len = (size_t)PQgetlength(row, 0, 3),
+        .client = PQgetvalue(row, 0, 7),
+        .client_len = (size_t)PQgetlength(row, 0, 7),
     };
     const int64_t age_usec = read_int64(row, 4);
     const uint64_t purged = (uint64_t)read_int64(row, 5);
@@ -414,7 +416,8 @@ static int ask(struct intake *intake, struct database *database, struct err *err
         .sql = "SELECT e.seq, e.channel, e.type, e.data, CAST(1000000 * "
                "pg_catalog.date_part("
                "'epoch', pg_catalog.clock_timestamp() - e.created_at) AS int8), "
-               "(SELECT coalesce(max(p.seq), 0) FROM gateway.purges p), e.id = 0 "
+               "(SELECT coalesce(max(p.seq), 0) FROM gateway.purges p), e.id = 0, "
+               "e.client "
                "FROM gateway.events e WHERE e.seq > $1 ORDER BY e.seq LIMIT 500",
         .count = 1,
         .types = types,

@@ -61,7 +61,7 @@ size_t queue_bytes(const struct publish *publish)
     for (size_t i = 0; i < publish->count; i++) {
         const struct event *event = &publish->events[i];
         bytes += event->data_len + event->channel_len + event->type_len +
-                 event->attributes_len;
+                 event->attributes_len + event->client_len;
     }
     for (size_t i = 0; i < publish->unit_count; i++)
         bytes += publish->units[i].key_len;

@@ -56,8 +56,8 @@ struct replay_queue {
     enum replay_question question; /* [const] */
     unsigned count;                /* [const] */
     uint64_t hash;                 /* [const] */
-    const char *types;             /* [const] behind the patterns */
-    char patterns[];               /* [const] */
+    struct replay_choice choice;   /* [const] its texts are those below */
+    char texts[];                  /* [const] */
 };
 
 struct replay {
@@ -147,7 +147,19 @@ static int read_lost(struct replay_page *page, const char *text)
     return 0;
 }
 
-enum column { THROUGH, NEWEST, PURGED, OLDEST, LOST, STANDBY, SEQ, CHANNEL, TYPE, DATA };
+enum column {
+    THROUGH,
+    NEWEST,
+    PURGED,
+    OLDEST,
+    LOST,
+    STANDBY,
+    SEQ,
+    CHANNEL,
+    TYPE,
+    DATA,
+    CLIENT,
+};
 
 static int read_frames(struct replay_page *page, const PGresult *result)
 {
@@ -165,6 +177,8 @@ static int read_frames(struct replay_page *page, const PGresult *result)
             .type_len = (size_t)PQgetlength(result, row, TYPE),
             .data = PQgetvalue(result, row, DATA),
             .data_len = (size_t)PQgetlength(result, row, DATA),
+            .client = PQgetvalue(result, row, CLIENT),
+            .client_len = (size_t)PQgetlength(result, row, CLIENT),
         });
 
         if (frame == NULL)
@@ -205,32 +219,33 @@ static struct replay_page *page_new(struct replay *replay, uint64_t after,
 /* What is asked, and what is known of the whole table, in one statement: one snapshot. The
  * order of the columns is that of enum column. */
 #define HORIZON "h.newest, h.purged, h.oldest, h.lost, h.standby, "
-#define NO_ROWS "CAST(NULL AS int8), NULL, NULL, NULL "
+#define NO_ROWS "CAST(NULL AS int8), NULL, NULL, NULL, NULL "
 
 static const char *const questions[] = {
     [REPLAY_AFTER] =
-        "SELECT p.through, " HORIZON "e.seq, e.channel, e.type, e.data "
+        "SELECT p.through, " HORIZON "e.seq, e.channel, e.type, e.data, e.client "
         "FROM gateway.horizon($1) h, "
         "gateway.replay_page($2, $1, " PAGE_ROWS ", " PAGE_BYTES ", " PAGE_STRETCH ") p "
         "LEFT JOIN gateway.events e ON e.seq = ANY (p.seqs) ORDER BY e.seq",
     [REPLAY_EARLIEST] =
         "SELECT gateway.oldest_seq(), " HORIZON NO_ROWS "FROM gateway.horizon($1) h",
     [REPLAY_LAST] = "SELECT gateway.newest_after($2, $3, $4, " LAST_STRETCH
-                    "), " HORIZON NO_ROWS "FROM gateway.horizon($1) h",
+                    ", $5), " HORIZON NO_ROWS "FROM gateway.horizon($1) h",
 };
 static const int parameter_counts[] = {
-    [REPLAY_AFTER] = 2, [REPLAY_EARLIEST] = 1, [REPLAY_LAST] = 4};
+    [REPLAY_AFTER] = 2, [REPLAY_EARLIEST] = 1, [REPLAY_LAST] = 5};
 
 static int ask_database(const struct replay_queue *queue, struct database *database,
                         uint64_t after, PGresult **ret_result, struct err *err)
 {
     const uint64_t network_after = htobe64(after);
     const uint32_t network_count = htobe32(queue->count);
-    const Oid types[] = {20, 25, 25, 23}; /* int8, text, text, int4 */
-    const char *values[] = {(const char *)&network_after, queue->patterns, queue->types,
-                            (const char *)&network_count};
-    const int lengths[] = {sizeof(network_after), 0, 0, sizeof(network_count)};
-    const int formats[] = {1, 0, 0, 1};
+    const struct replay_choice *choice = &queue->choice;
+    const Oid types[] = {20, 25, 25, 23, 25}; /* int8, text, text, int4, text */
+    const char *values[] = {(const char *)&network_after, choice->patterns, choice->types,
+                            (const char *)&network_count, choice->without};
+    const int lengths[] = {sizeof(network_after), 0, 0, sizeof(network_count), 0};
+    const int formats[] = {1, 0, 0, 1, 0};
     const struct database_query query = {
         .sql = questions[queue->question],
         .count = parameter_counts[queue->question],
@@ -251,11 +266,13 @@ static int ask_database(const struct replay_queue *queue, struct database *datab
 /* ---- queues ---- */
 
 static bool is_same(const struct replay_queue *queue,
-                    const struct replay_request *request, const char *patterns,
-                    const char *types)
+                    const struct replay_request *request,
+                    const struct replay_choice *choice)
 {
     return queue->question == request->question && queue->count == request->count &&
-           strcmp(queue->patterns, patterns) == 0 && strcmp(queue->types, types) == 0;
+           strcmp(queue->choice.patterns, choice->patterns) == 0 &&
+           strcmp(queue->choice.types, choice->types) == 0 &&
+           strcmp(queue->choice.without, choice->without) == 0;
 }
 
 static void unlink_request(struct replay_request *request)
@@ -361,7 +378,7 @@ static void keep_page(struct replay_queue *queue, struct replay_page *page)
         page->bytes > replay->settings.bytes_max / KEPT_FRACTION)
         return;
     page->hash = queue->hash;
-    page->patterns = strdup(queue->patterns);
+    page->patterns = strdup(queue->choice.patterns);
     if (page->patterns == NULL)
         return;
     atomic_fetch_add_explicit(&page->holders, 1, memory_order_relaxed);
@@ -519,22 +536,31 @@ static int run(struct reader_job *job, struct database *database, struct err *er
 
 static struct replay_queue *find_queue(const struct replay *replay, uint64_t hash,
                                        const struct replay_request *request,
-                                       const char *patterns, const char *types)
+                                       const struct replay_choice *choice)
 {
     struct replay_queue *queue = replay->buckets[hash % BUCKETS];
 
-    while (queue != NULL &&
-           (queue->hash != hash || !is_same(queue, request, patterns, types)))
+    while (queue != NULL && (queue->hash != hash || !is_same(queue, request, choice)))
         queue = queue->next;
     return queue;
 }
 
+/* Copies the text to *end, and moves that behind it. */
+static const char *keep_text(char **end, const char *text)
+{
+    char *const copy = *end;
+
+    *end = stpcpy(copy, text) + 1;
+    return copy;
+}
+
 static struct replay_queue *queue_new(struct replay *replay, uint64_t hash,
                                       const struct replay_request *request,
-                                      const char *patterns, const char *types)
+                                      const struct replay_choice *choice)
 {
-    const size_t patterns_size = strlen(patterns) + 1, types_size = strlen(types) + 1;
-    struct replay_queue *queue = calloc(1, sizeof(*queue) + patterns_size + types_size);
+    struct replay_queue *queue =
+        calloc(1, sizeof(*queue) + strlen(choice->patterns) + strlen(choice->types) +
+                      strlen(choice->without) + 3);
 
     if (queue == NULL)
         return NULL;
@@ -549,30 +575,34 @@ static struct replay_queue *queue_new(struct replay *replay, uint64_t hash,
     queue->question = request->question;
     queue->count = request->count;
     queue->hash = hash;
-    memcpy(queue->patterns, patterns, patterns_size);
-    memcpy(queue->patterns + patterns_size, types, types_size);
-    queue->types = queue->patterns + patterns_size;
+    char *end = queue->texts;
+    queue->choice = (struct replay_choice){
+        .patterns = keep_text(&end, choice->patterns),
+        .types = keep_text(&end, choice->types),
+        .without = keep_text(&end, choice->without),
+    };
     return queue;
 }
 
 int replay_ask(struct replay *replay, struct replay_request *request,
-               const char *patterns, const char *types)
+               const struct replay_choice *choice)
 {
-    const uint64_t hash = sse_hash(patterns, strlen(patterns)) + request->question;
+    const uint64_t hash =
+        sse_hash(choice->patterns, strlen(choice->patterns)) + request->question;
     struct replay_queue *made = NULL;
 
     request->queue = NULL;
     request->asked_usec = clock_usec();
     pthread_mutex_lock(&replay->lock);
-    request->page = find_kept(replay, hash, request, patterns);
+    request->page = find_kept(replay, hash, request, choice->patterns);
     if (request->page != NULL) {
         pthread_mutex_unlock(&replay->lock);
         request->done(request);
         return 0;
     }
-    struct replay_queue *queue = find_queue(replay, hash, request, patterns, types);
+    struct replay_queue *queue = find_queue(replay, hash, request, choice);
     if (queue == NULL) {
-        queue = made = queue_new(replay, hash, request, patterns, types);
+        queue = made = queue_new(replay, hash, request, choice);
         if (made != NULL) {
             made->next = replay->buckets[hash % BUCKETS];
             replay->buckets[hash % BUCKETS] = made;

@@ -61,6 +61,13 @@ struct replay_page {
     struct replay *replay;
 };
 
+/* Of which events; names, one a line. */
+struct replay_choice {
+    const char *patterns; /* channels, and prefixes of channels with '*' behind them */
+    const char *types;    /* for REPLAY_LAST: "" for all */
+    const char *without;  /* for REPLAY_LAST: clients whose events do not count */
+};
+
 /* One question. From replay_ask() until done() it is the replay's, but for `owner`. */
 struct replay_request {
     enum replay_question question;
@@ -89,10 +96,9 @@ struct replay_settings {
 struct replay *replay_new(const struct replay_settings *settings) MUST_CHECK;
 void replay_free(struct replay *replay); /* after readers_stop(), and all pages let go */
 
-/* `patterns`: names of channels, and prefixes with '*' behind them, one a line. `types`: for
- * REPLAY_LAST, one a line, "" for all. Both are copied. -ENOMEM: not asked. */
+/* The texts are copied. -ENOMEM: not asked. */
 int replay_ask(struct replay *replay, struct replay_request *request,
-               const char *patterns, const char *types) MUST_CHECK;
+               const struct replay_choice *choice) MUST_CHECK;
 
 /* True: the request is the asker's again, and done() will not come. False: it has come, or is
  * about to. */

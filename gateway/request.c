@@ -458,6 +458,15 @@ static int use_key(struct request *request, const char *key, size_t len)
                                                   .count = request->count});
 }
 
+/* One client publishes all of it. */
+static void set_client(struct request *request, const struct form *form)
+{
+    for (size_t i = 0; form->client != NULL && i < request->count; i++) {
+        request->events[i].client = form->client;
+        request->events[i].client_len = form->client_len;
+    }
+}
+
 /* -- the body -- */
 
 static int check_bytes(const char *body, size_t len, struct problem *problem)
@@ -512,6 +521,7 @@ int request_parse(struct request *request, const struct form *form, const char *
         result = parse_form(request, form, kind, body, len, ret_problem);
     if (result == 0 && request->count == 0)
         return problem_set(ret_problem, 400, "there is no event in the body");
+    set_client(request, form);
     if (result == 0)
         result = check_units(request, ret_problem);
     if (result == 0 && form->idempotency_key != NULL)

@@ -31,7 +31,8 @@
 #define REQUEST_EVENTS_MAX 10000
 
 struct request {
-    struct event *events; /* count of them; their texts live in `body` and `texts` */
+    struct event *events; /* count of them; their texts live in the body, in `texts`, and
+                             where those of the form do */
     size_t count;
     struct event_unit *units;
     size_t unit_count;

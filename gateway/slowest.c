@@ -200,7 +200,7 @@ static json_t *types_json(const struct stream *stream)
     size_t len;
     const char *name;
 
-    for (size_t i = 0; (name = stream_type_name(stream, i, &len)) != NULL; i++) {
+    for (size_t i = 0; (name = filter_type(&stream->filter, i, &len)) != NULL; i++) {
         if (json_array_append_new(list, json_stringn(name, len)) < 0) {
             json_decref(list);
             return NULL;

@@ -89,7 +89,8 @@ struct sse_frame *sse_frame_new(const struct event *event)
     const size_t body_len = body_length(event, id_len);
     const size_t head_len = sse_chunk_head(body_len, head);
     const size_t len = head_len + body_len + 2;
-    const size_t names_len = event->channel_len + 1 + event->type_len + 1;
+    const size_t names_len =
+        event->channel_len + 1 + event->type_len + 1 + event->client_len;
 
     if (len + names_len > UINT32_MAX)
         return NULL;
@@ -101,11 +102,11 @@ struct sse_frame *sse_frame_new(const struct event *event)
     *frame = (struct sse_frame){
         .seq = event->seq,
         .channel_hash = sse_hash(event->channel, event->channel_len),
-        .type_hash = sse_hash(event->type, event->type_len),
         .channel_offset = (uint32_t)len,
         .channel_len = (uint32_t)event->channel_len,
         .type_offset = (uint32_t)(len + event->channel_len + 1),
         .type_len = (uint32_t)event->type_len,
+        .client_len = (uint32_t)event->client_len,
         .body_offset = (uint32_t)head_len,
         .body_len = (uint32_t)body_len,
         .len = (uint32_t)len,
@@ -117,7 +118,9 @@ struct sse_frame *sse_frame_new(const struct event *event)
     out = put(out, event->channel, event->channel_len);
     *out++ = '\0';
     out = put(out, event->type, event->type_len);
-    *out = '\0';
+    *out++ = '\0';
+    if (event->client_len > 0)
+        (void)put(out, event->client, event->client_len);
     return frame;
 }
 
@@ -128,7 +131,8 @@ void sse_frame_free(struct sse_frame *frame)
 
 size_t sse_frame_weight(const struct sse_frame *frame)
 {
-    return sizeof(*frame) + frame->len + frame->channel_len + frame->type_len + 2;
+    return sizeof(*frame) + frame->len + frame->channel_len + frame->type_len + 2 +
+           frame->client_len;
 }
 
 const char *sse_frame_channel(const struct sse_frame *frame)
@@ -139,6 +143,11 @@ const char *sse_frame_channel(const struct sse_frame *frame)
 const char *sse_frame_type(const struct sse_frame *frame)
 {
     return frame->bytes + frame->type_offset;
+}
+
+const char *sse_frame_client(const struct sse_frame *frame)
+{
+    return sse_frame_type(frame) + frame->type_len + 1;
 }
 
 /* It may be anything a client sent: JSON-escaped; what is not even text, byte by byte. */

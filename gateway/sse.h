@@ -34,13 +34,13 @@ struct sse_frame {
     uint64_t position;      /* in the ring; set by ring_push */
     uint64_t seq;
     uint64_t channel_hash; /* sse_hash() of the channel */
-    uint64_t type_hash;    /* sse_hash() of the type */
     uint32_t channel_offset, channel_len;
     uint32_t type_offset, type_len;
+    uint32_t client_len;            /* 0: without one */
     uint32_t body_offset, body_len; /* the event without the chunk's brackets */
     uint32_t len;                   /* the whole chunk */
     uint32_t kind;                  /* enum sse_kind; SSE_STORED when it is made */
-    char bytes[];                   /* the chunk, then channel and type, NUL-terminated */
+    char bytes[]; /* the chunk; channel and type, NUL-terminated; the client */
 };
 
 /* Encodes the event. NULL: no memory, or larger than 4 GiB once encoded. */
@@ -52,6 +52,9 @@ size_t sse_frame_weight(const struct sse_frame *frame);
 
 const char *sse_frame_channel(const struct sse_frame *frame);
 const char *sse_frame_type(const struct sse_frame *frame);
+
+/* Who published it: client_len bytes. */
+const char *sse_frame_client(const struct sse_frame *frame);
 
 /* What is told with a gap. */
 struct sse_gap {
@@ -66,8 +69,8 @@ struct buf;
 void sse_add_gap_data(struct buf *ret_text, const struct sse_gap *gap);
 void sse_add_gap(struct buf *ret_text, const struct sse_gap *gap);
 
-/* 64-bit FNV-1a, for channel and type names; and byte by byte, for whoever wants the hash
- * of every prefix in one pass. */
+/* 64-bit FNV-1a, for channels; and byte by byte, for whoever wants the hash of every prefix in
+ * one pass. */
 uint64_t sse_hash(const char *text, size_t len);
 
 static inline uint64_t sse_hash_begin(void)

@@ -40,12 +40,6 @@
 /* Of an id that was never given, so much is repeated to its client. */
 #define REQUESTED_MAX ((size_t)128)
 
-struct stream_type {
-    uint64_t hash;
-    size_t len;
-    char *name;
-};
-
 static void source_ready(struct poller_source *source, uint32_t events);
 static void timer_fired(struct wheel_timer *timer);
 static void set_timer(struct stream *stream);
@@ -61,12 +55,10 @@ static size_t memory_of(const struct stream *stream)
 {
     size_t bytes = sizeof(*stream) + RESPONSE_BYTES + block_of(stream) +
                    stream->member_count * sizeof(*stream->members) +
-                   stream->type_count * sizeof(*stream->types) + stream->rest_len;
+                   filter_bytes(&stream->filter) + stream->rest_len;
 
     if (stream->ear != NULL)
         bytes += sizeof(*stream->ear) + stream->ear->count * sizeof(stream->ear);
-    for (size_t i = 0; i < stream->type_count; i++)
-        bytes += stream->types[i].len + 1;
     return bytes;
 }
 
@@ -98,27 +90,17 @@ static int take_last_id(struct stream *stream, struct stream_text last_id)
     return stream->requested != NULL ? 0 : -ENOMEM;
 }
 
-static int copy_types(struct stream *stream, const struct stream_wishes *wishes)
+static int copy_filter(struct stream *stream, const struct stream_wishes *wishes)
 {
-    if (wishes->type_count == 0)
-        return 0;
-    stream->types = calloc(wishes->type_count, sizeof(*stream->types));
-    if (stream->types == NULL)
-        return -ENOMEM;
+    int result = 0;
 
-    for (size_t i = 0; i < wishes->type_count; i++) {
-        const struct stream_text *type = &wishes->types[i];
-
-        stream->types[i] = (struct stream_type){
-            .hash = sse_hash(type->text, type->len),
-            .len = type->len,
-            .name = strndup(type->text, type->len),
-        };
-        stream->type_count++;
-        if (stream->types[i].name == NULL)
-            return -ENOMEM;
-    }
-    return 0;
+    for (size_t i = 0; i < wishes->type_count && result == 0; i++)
+        result = filter_want_type(&stream->filter, wishes->types[i].text,
+                                  wishes->types[i].len);
+    for (size_t i = 0; i < wishes->without_count && result == 0; i++)
+        result = filter_do_without(&stream->filter, wishes->without[i].text,
+                                   wishes->without[i].len);
+    return result;
 }
 
 struct stream *stream_new(const struct stream_wishes *wishes,
@@ -139,8 +121,6 @@ struct stream *stream_new(const struct stream_wishes *wishes,
     stream->source = POLLER_SOURCE(source_ready);
     stream->timer.fire = timer_fired;
     stream->chunked = wishes->chunked;
-    stream->everything =
-        wishes->chunked && wishes->channel_count == 1 && wishes->type_count == 0;
     stream->place = wishes->place;
     stream->last_count = wishes->last_count;
     stream->begun_usec = clock_usec();
@@ -152,11 +132,13 @@ struct stream *stream_new(const struct stream_wishes *wishes,
 
     for (size_t i = 0; i < stream->member_count; i++)
         stream->members[i].owner = stream;
-    if (copy_types(stream, wishes) < 0 ||
+    if (copy_filter(stream, wishes) < 0 ||
         (wishes->place == STREAM_AT_ID && take_last_id(stream, wishes->last_id) < 0)) {
         stream_free(stream);
         return NULL;
     }
+    stream->everything = wishes->chunked && wishes->channel_count == 1 &&
+                         filter_takes_everything(&stream->filter);
     count_memory(stream, memory_of(stream));
     return stream;
 }
@@ -165,9 +147,7 @@ void stream_free(struct stream *stream)
 {
     if (stream == NULL)
         return;
-    for (size_t i = 0; i < stream->type_count; i++)
-        free(stream->types[i].name);
-    free(stream->types);
+    filter_done(&stream->filter);
     free(stream->requested);
     free(stream->rest);
     free(stream->ear);
@@ -194,36 +174,6 @@ bool stream_lag(const struct stream *stream, uint64_t newest, uint64_t *ret_even
         return false;
     *ret_events = newest - MIN(seq, newest);
     return true;
-}
-
-bool stream_takes_type(const struct stream *stream, const struct sse_frame *frame)
-{
-    if (stream->type_count == 0 || frame->kind == SSE_MISSED)
-        return true;
-    for (size_t i = 0; i < stream->type_count; i++) {
-        const struct stream_type *type = &stream->types[i];
-
-        if (type->hash == frame->type_hash && type->len == frame->type_len &&
-            memcmp(type->name, sse_frame_type(frame), type->len) == 0)
-            return true;
-    }
-    return false;
-}
-
-const char *stream_type_name(const struct stream *stream, size_t index, size_t *ret_len)
-{
-    if (index >= stream->type_count)
-        return NULL;
-    *ret_len = stream->types[index].len;
-    return stream->types[index].name;
-}
-
-void stream_add_types(const struct stream *stream, struct buf *ret_text)
-{
-    for (size_t i = 0; i < stream->type_count; i++) {
-        (void)buf_add_text(ret_text, i > 0 ? "\n" : "");
-        (void)buf_add(ret_text, stream->types[i].name, stream->types[i].len);
-    }
 }
 
 /* -- bytes of our own -- */

@@ -25,6 +25,7 @@
 #include "base.h"
 #include "channels.h"
 #include "connection.h"
+#include "filter.h"
 #include "poller.h"
 #include "relay.h"
 #include "sse.h"
@@ -33,6 +34,9 @@
 
 /* Channels one subscriber may ask for, at the most. */
 #define STREAM_CHANNELS_MAX 256
+
+/* Clients it may do without, likewise. */
+#define STREAM_CLIENTS_MAX 16
 
 /* Why a stream did not begin at the id asked for. */
 enum stream_gap {
@@ -72,8 +76,10 @@ struct stream_wishes {
     const struct stream_text *channels; /* names, or prefixes with '*' behind them */
     size_t channel_count;               /* 1 to STREAM_CHANNELS_MAX */
     const struct stream_text *types;
-    size_t type_count; /* 0: all types */
-    bool chunked;      /* HTTP/1.1 */
+    size_t type_count;                 /* 0: all types */
+    const struct stream_text *without; /* clients whose events it does without */
+    size_t without_count;
+    bool chunked; /* HTTP/1.1 */
     enum stream_place place;
     struct stream_text last_id; /* STREAM_AT_ID */
     unsigned last_count;        /* STREAM_AT_LAST */
@@ -136,9 +142,8 @@ struct stream {
     struct MHD_Response *response; /* [const] borrowed: it has the stream */
     bool goodbye_out;
 
-    size_t member_count;       /* [const] */
-    struct stream_type *types; /* [const] type_count of them */
-    size_t type_count;         /* [const] */
+    size_t member_count;  /* [const] */
+    struct filter filter; /* [const] */
 
     struct stream_ear *ear; /* heap; NULL: nothing is relayed to it */
 
@@ -161,7 +166,7 @@ struct stream {
     uint64_t last_sent_usec;     /* when the socket, or its peer, last took something */
     enum stream_phase phase;
     bool chunked;    /* [const] */
-    bool everything; /* [const] one topic, all types, chunked: takes runs as they are */
+    bool everything; /* [const] one topic, no filter, chunked: takes runs as they are */
     bool waits;      /* BEHIND, and not for its socket: for the ring, or for a page */
     struct channels_member members[]; /* member_count of them */
 };
@@ -189,19 +194,10 @@ void stream_tell_place(struct stream *stream);
  * libmicrohttpd is through with it. NULL: no memory; the stream stays the caller's. */
 struct MHD_Response *stream_response(struct stream *stream) MUST_CHECK;
 
-/* Does it want this type? (Its channels are the owner's business.) */
-bool stream_takes_type(const struct stream *stream, const struct sse_frame *frame);
-
-/* The name of the type it wants; NULL if it wants fewer. */
-const char *stream_type_name(const struct stream *stream, size_t index, size_t *ret_len);
-
 /* How many events, wanted or not, there are up to `newest` that it has not been past. false:
  * it is not known yet where it begins. */
 bool stream_lag(const struct stream *stream, uint64_t newest,
                 uint64_t *ret_events) MUST_CHECK;
-
-/* Adds the types it wants, one a line. */
-void stream_add_types(const struct stream *stream, struct buf *ret_text);
 
 /* Sends frames, the first one from stream->offset on. `bytes`: the same frames whole, in
  * one piece, or NULL. Returns how many went out whole; fewer than `count`: the stream is

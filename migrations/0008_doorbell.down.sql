@@ -59,9 +59,7 @@ BEGIN
     -- statement_timeout: that would also cut short a COMMIT's wait for a synchronous standby,
     -- which PostgreSQL then reports as done.
     PERFORM set_config('lock_timeout', '10s', true),
-            set_config('idle_in_transaction_session_timeout', '10s', true),
-            -- Rows that need no sweep need not wake a sweeper.
-            set_config('gateway.quiet', 'on', true);
+            set_config('idle_in_transaction_session_timeout', '10s', true);
 
     IF keys IS NOT NULL THEN
         digests := gateway.digest_units(channels, types, datas, units);

@@ -208,9 +208,11 @@ FRONT_UNUSED static void front_close(struct front *front)
 }
 
 /* Pushes one event, and adds what stands on the wire for it to *wanted, unless NULL. */
-FRONT_UNUSED static void front_push(struct front *front, const char *channel,
-                                    const char *type, const char *data, size_t data_len,
-                                    struct buf *wanted)
+/* `client`: who published it; NULL: nobody said. `wanted`: gets its bytes, or NULL. */
+FRONT_UNUSED static void front_push_from(struct front *front, const char *client,
+                                         const char *channel, const char *type,
+                                         const char *data, size_t data_len,
+                                         struct buf *wanted)
 {
     struct sse_frame *frame =
         sse_frame_new(&(struct event){.seq = ++front->seq,
@@ -219,12 +221,21 @@ FRONT_UNUSED static void front_push(struct front *front, const char *channel,
                                       .type = type,
                                       .type_len = strlen(type),
                                       .data = data,
-                                      .data_len = data_len});
+                                      .data_len = data_len,
+                                      .client = client,
+                                      .client_len = client != NULL ? strlen(client) : 0});
 
     assert_non_null(frame);
     if (wanted != NULL)
         (void)buf_add(wanted, frame->bytes + frame->body_offset, frame->body_len);
     ring_push(front->ring, frame);
+}
+
+FRONT_UNUSED static void front_push(struct front *front, const char *channel,
+                                    const char *type, const char *data, size_t data_len,
+                                    struct buf *wanted)
+{
+    front_push_from(front, NULL, channel, type, data, data_len, wanted);
 }
 
 FRONT_UNUSED static void front_publish(struct front *front, const char *channel,

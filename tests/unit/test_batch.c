@@ -211,7 +211,7 @@ static void no_two_events_look_alike(void **state)
     }
 }
 
-static void attributes_are_stored_for_those_that_have_them(void **state)
+static void attributes_and_clients_are_stored_for_those_that_have_them(void **state)
 {
     struct world *world = *state;
     struct event events[3];
@@ -226,6 +226,8 @@ static void attributes_are_stored_for_those_that_have_them(void **state)
                                    .data_len = 1};
     events[1].attributes = "{\"a\": \"\\u00fc\"}";
     events[1].attributes_len = strlen(events[1].attributes);
+    events[2].client = "\xc3\xbc{,\"} x";
+    events[2].client_len = 6;
     batch_init(&world->batch);
     batch_add(&world->batch, events, ARRAY_SIZE(events), NULL, 0);
     assert_int_equal(batch_commit(&world->batch, world->database,
@@ -239,6 +241,47 @@ static void attributes_are_stored_for_those_that_have_them(void **state)
     assert_int_equal(pg_number(world->pg.conn, "SELECT count(*) FROM gateway.events "
                                                "WHERE attributes IS NULL"),
                      2);
+    assert_int_equal(
+        pg_number(world->pg.conn,
+                  "SELECT seq FROM gateway.events WHERE client = '\xc3\xbc{,\"}'"),
+        3);
+    assert_int_equal(
+        pg_number(world->pg.conn,
+                  "SELECT count(*) FROM gateway.events WHERE client IS NULL"),
+        2);
+}
+
+/* Who it was is not of the events: the same from another client is the same. */
+static void a_key_is_the_same_from_any_client(void **state)
+{
+    static const char *const clients[] = {"shop", "till", NULL};
+    struct world *world = *state;
+
+    for (size_t i = 0; i < ARRAY_SIZE(clients); i++) {
+        struct request request = make("a1 a2");
+        struct err err;
+
+        parse(&request);
+        request.events[1].client = clients[i];
+        request.events[1].client_len = clients[i] != NULL ? 4 : 0;
+        batch_init(&world->batch);
+        batch_add(&world->batch, request.events, request.count, request.units,
+                  request.unit_count);
+        assert_int_equal(batch_commit(&world->batch, world->database,
+                                      clock_usec() + 8 * USEC_PER_SEC, &err),
+                         BATCH_COMMITTED);
+        batch_tell(&world->batch, request.events, request.count, request.units,
+                   request.unit_count);
+        batch_done(&world->batch);
+        assert_int_equal(request.events[0].seq, 1);
+        assert_int_equal(request.units[0].known, i > 0);
+    }
+    assert_int_equal(rows(world), 2);
+    assert_int_equal(
+        pg_number(
+            world->pg.conn,
+            "SELECT count(*) FROM gateway.events WHERE client = 'shop' AND seq = 2"),
+        1);
 }
 
 static void keys_are_forgotten_by_age_in_batches(void **state)
@@ -275,7 +318,8 @@ int main(void)
         WITH_PG(a_batch_of_nothing_new_inserts_nothing),
         WITH_PG(a_key_for_other_events_fails_and_says_which),
         WITH_PG(no_two_events_look_alike),
-        WITH_PG(attributes_are_stored_for_those_that_have_them),
+        WITH_PG(attributes_and_clients_are_stored_for_those_that_have_them),
+        WITH_PG(a_key_is_the_same_from_any_client),
         WITH_PG(keys_are_forgotten_by_age_in_batches),
     };
 

@@ -74,10 +74,10 @@ static void commit_bytes(struct world *world, const char *channel, size_t len,
 }
 
 /* So many events of so many bytes, in turn on "events", "orders.new" and "orders.old", of the
- * types "message", "a" and "b"; committed together. */
+ * types "message", "a" and "b", from nobody, "shop" and "till"; committed together. */
 static void commit_many(struct world *world, int count, size_t len)
 {
-    char sql[700];
+    char sql[900];
 
     (void)snprintf(
         sql, sizeof(sql),
@@ -85,6 +85,7 @@ static void commit_many(struct world *world, int count, size_t len)
         "array_agg((ARRAY['events','orders.new','orders.old'])[i %% 3 + 1] "
         "ORDER BY i), array_agg((ARRAY['message','a','b'])[i / 3 %% 3 + 1] "
         "ORDER BY i), array_agg('\"' || repeat(chr(97 + i %% 26), %zu) || '\"' "
+        "ORDER BY i), clients => array_agg((ARRAY[NULL,'shop','till'])[i / 9 %% 3 + 1] "
         "ORDER BY i)) FROM generate_series(0, %d) i",
         len, count - 1);
     pg_run(world->pg.conn, sql);
@@ -150,15 +151,16 @@ static void ring_follows(struct world *world)
     char sql[128];
 
     (void)snprintf(sql, sizeof(sql),
-                   "SELECT seq, channel, type, data FROM gateway.events WHERE seq > %llu "
-                   "ORDER BY seq",
+                   "SELECT seq, channel, type, data, client FROM gateway.events "
+                   "WHERE seq > %llu ORDER BY seq",
                    (unsigned long long)front->seq);
     PGresult *result = PQexec(world->pg.conn, sql);
     assert_int_equal(PQresultStatus(result), PGRES_TUPLES_OK);
     for (int row = 0; row < PQntuples(result); row++) {
         front->seq = strtoull(PQgetvalue(result, row, 0), NULL, 10) - 1;
-        front_push(front, PQgetvalue(result, row, 1), PQgetvalue(result, row, 2),
-                   PQgetvalue(result, row, 3), (size_t)PQgetlength(result, row, 3), NULL);
+        front_push_from(front, PQgetvalue(result, row, 4), PQgetvalue(result, row, 1),
+                        PQgetvalue(result, row, 2), PQgetvalue(result, row, 3),
+                        (size_t)PQgetlength(result, row, 3), NULL);
     }
     PQclear(result);
     ring_wake(front->ring);
@@ -278,6 +280,10 @@ static void every_id_is_gone_on_from_wherever_the_ring_begins(void **state)
         {"?channel=events&channel=orders.old&channel=none",
          "channel IN ('events', 'orders.old')"},
         {"?channel=*&type=a&type=message", "type IN ('a', 'message')"},
+        {"?channel=events&exclude_client=shop",
+         "channel = 'events' AND (client = 'shop') IS NOT TRUE"},
+        {"?channel=*&type=a&exclude_client=shop&exclude_client=till",
+         "type = 'a' AND client IS NULL"},
     };
     struct world *world = *state;
 
@@ -447,6 +453,12 @@ static void the_last_ones_are_the_newest_of_all_that_is_asked_for(void **state)
         {GET("?last=9&channel=orders.*&channel=events"), "true", 9},
         {GET("?last=4&type=a&type=b"), "channel = 'events' AND type IN ('a', 'b')", 4},
         {GET("?last=4&channel=*&type=b"), "type = 'b'", 4},
+        {GET("?last=5&exclude_client=shop"),
+         "channel = 'events' AND (client = 'shop') IS NOT TRUE", 5},
+        {GET("?last=9&type=a&channel=orders.*&exclude_client=till&exclude_client=shop"),
+         "channel LIKE 'orders.%' AND type = 'a' AND client IS NULL", 9},
+        {GET_1_0("?last=9&channel=orders.*&channel=events&exclude_client=till"),
+         "(client = 'till') IS NOT TRUE", 9},
         {GET_1_0("?last=6&channel=*"), "true", 6},
         {GET("?last=1000&channel=orders.new"), "channel = 'orders.new'", 1000},
     };

@@ -46,11 +46,19 @@ static void make(struct question *question, uint64_t after)
         .question = REPLAY_AFTER, .after = after, .done = on_done};
 }
 
+/* All types, all clients. */
+static int try_ask(struct replay *replay, struct question *question, const char *patterns)
+{
+    return replay_ask(
+        replay, &question->request,
+        &(struct replay_choice){.patterns = patterns, .types = "", .without = ""});
+}
+
 static void ask(struct world *world, struct question *question, uint64_t after,
                 const char *patterns)
 {
     make(question, after);
-    assert_int_equal(replay_ask(world->replay, &question->request, patterns, ""), 0);
+    assert_int_equal(try_ask(world->replay, question, patterns), 0);
 }
 
 /* The caller lets it go. */
@@ -71,20 +79,28 @@ static struct replay_page *fetch(struct world *world, uint64_t after,
 }
 
 /* The id that an answer without events is. */
-static uint64_t place(struct world *world, enum replay_question kind, unsigned count,
-                      const char *patterns, const char *types)
+static uint64_t place_of(struct world *world, enum replay_question kind, unsigned count,
+                         const struct replay_choice *choice)
 {
     struct question question;
 
     make(&question, 0);
     question.request.question = kind;
     question.request.count = count;
-    assert_int_equal(replay_ask(world->replay, &question.request, patterns, types), 0);
+    assert_int_equal(replay_ask(world->replay, &question.request, choice), 0);
     struct replay_page *page = wait_for(&question);
     const uint64_t through = page->through;
     assert_int_equal(page->count, 0);
     replay_page_free(page);
     return through;
+}
+
+static uint64_t place(struct world *world, enum replay_question kind, unsigned count,
+                      const char *patterns, const char *types)
+{
+    return place_of(
+        world, kind, count,
+        &(struct replay_choice){.patterns = patterns, .types = types, .without = ""});
 }
 
 static uint64_t pages(struct world *world)
@@ -314,6 +330,73 @@ static void places_are_told_without_events(void **state)
     assert_int_equal(place(world, REPLAY_LAST, 5, "tens", ""), 100);
 }
 
+/* Ten events on "c": the even ones of "shop", 1, 5 and 9 of "till", 3 and 7 of nobody. */
+static void publish_from_clients(struct world *world)
+{
+    pg_run(world->pg.conn,
+           "SELECT gateway.publish_batch(array_agg(text 'c'), array_agg(text 'message'), "
+           "array_agg(text '1'), clients => array_agg((ARRAY['till', 'shop', NULL, "
+           "'shop'])[(i - 1) % 4 + 1] ORDER BY i)) FROM generate_series(1, 10) i");
+}
+
+static void a_page_tells_of_each_event_whose_it_is(void **state)
+{
+    static const char *const clients[] = {"till", "shop", "", "shop"};
+    struct world *world = *state;
+
+    publish_from_clients(world);
+    start(world);
+    struct replay_page *page = fetch(world, 0, "c");
+    assert_int_equal(page->count, 10);
+    for (size_t i = 0; i < page->count; i++) {
+        const char *client = clients[i % ARRAY_SIZE(clients)];
+
+        assert_int_equal(page->frames[i]->client_len, strlen(client));
+        assert_memory_equal(sse_frame_client(page->frames[i]), client, strlen(client));
+    }
+    replay_page_free(page);
+}
+
+/* Also at the same time: what they ask for is not the same. */
+static void the_newest_without_ones_own_begin_elsewhere(void **state)
+{
+    static const struct {
+        const char *patterns, *without;
+        uint64_t place;
+    } cases[] = {{"c", "", 8},
+                 {"c", "shop", 6},
+                 {"c", "till", 7},
+                 {"c", "shop\ntill", 2},
+                 {"c", "till\nshop\nnobody", 2},
+                 {"c", "sho\nshops\nSHOP", 8},
+                 {"*", "shop", 6},
+                 {"*\nc", "shop\ntill", 2},
+                 {"d", "shop", 10}};
+    struct world *world = *state;
+    struct question questions[ARRAY_SIZE(cases)];
+
+    publish_from_clients(world);
+    start(world);
+    hold(world);
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        make(&questions[i], 0);
+        questions[i].request.question = REPLAY_LAST;
+        questions[i].request.count = 2;
+        assert_int_equal(replay_ask(world->replay, &questions[i].request,
+                                    &(struct replay_choice){.patterns = cases[i].patterns,
+                                                            .types = "",
+                                                            .without = cases[i].without}),
+                         0);
+    }
+    release(world);
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct replay_page *page = wait_for(&questions[i]);
+
+        assert_int_equal(page->through, cases[i].place);
+        replay_page_free(page);
+    }
+}
+
 /* -- the one rule -- */
 
 static void an_id_is_judged_by_one_rule(void **state)
@@ -464,7 +547,7 @@ static void wait_at_stop(struct waiter *waiter, unsigned stop)
         make(&waiter->question, 0);
         waiter->question.answered = waiter_answered;
         waiter->question.owner = waiter;
-        if (replay_ask(world->replay, &waiter->question.request, "*", "") < 0)
+        if (try_ask(world->replay, &waiter->question, "*") < 0)
             waiter->rider->wrong = true;
     }
     if (stop == 5)
@@ -493,7 +576,7 @@ static void ride_on(struct question *question)
     replay_page_free(page);
     if (!arrived) {
         rider->question.request.after = at;
-        if (replay_ask(rider->world->replay, &rider->question.request, "*", "") == 0)
+        if (try_ask(rider->world->replay, &rider->question, "*") == 0)
             return;
     }
     atomic_store_explicit(&rider->arrived, true, memory_order_release);
@@ -509,7 +592,7 @@ static void begin_ride(struct world *world, struct rider *rider, uint64_t after,
     make(&rider->question, after);
     rider->question.answered = ride_on;
     rider->question.owner = rider;
-    assert_int_equal(replay_ask(world->replay, &rider->question.request, "*", ""), 0);
+    assert_int_equal(try_ask(world->replay, &rider->question, "*"), 0);
 }
 
 static bool has_arrived(struct rider *rider)
@@ -625,8 +708,8 @@ static void *change_mind(void *argument)
         for (int i = 0; i < 4; i++) {
             make(&questions[i], (uint64_t)rand_r(&changeable->seed) % 3000);
             questions[i].answered = let_go;
-            accepted[i] = replay_ask(replay, &questions[i].request,
-                                     patterns[rand_r(&changeable->seed) % 4], "") == 0;
+            accepted[i] = try_ask(replay, &questions[i],
+                                  patterns[rand_r(&changeable->seed) % 4]) == 0;
             changeable->asked += accepted[i];
         }
         usleep((unsigned)rand_r(&changeable->seed) % 3000);
@@ -704,11 +787,11 @@ static void an_answer_from_another_life_is_none(void **state)
     start(world);
     make(&question, 5);
     question.request.floor = LIFE + 3;
-    assert_int_equal(replay_ask(world->replay, &question.request, "a", ""), 0);
+    assert_int_equal(try_ask(world->replay, &question, "a"), 0);
     make(&place_asked, 0);
     place_asked.request.question = REPLAY_EARLIEST;
     place_asked.request.floor = LIFE + 3;
-    assert_int_equal(replay_ask(world->replay, &place_asked.request, "", ""), 0);
+    assert_int_equal(try_ask(world->replay, &place_asked, ""), 0);
     WAIT_FOR(pages(world) >= 6); /* looked for again and again */
     assert_int_equal(answers(&question) + answers(&place_asked), 0);
     pg_run(world->pg.conn, "UPDATE gateway.incarnations SET identity = 'elsewhere'");
@@ -732,7 +815,7 @@ static void who_asked_in_vain_is_not_answered_at_once(void **state)
 
         make(&question, 10);
         question.request.again = true;
-        assert_int_equal(replay_ask(world->replay, &question.request, "a", ""), 0);
+        assert_int_equal(try_ask(world->replay, &question, "a"), 0);
         replay_page_free(wait_for(&question));
         assert_true(clock_usec() - begin >= 90000);
     }
@@ -853,7 +936,7 @@ static void without_memory_nothing_is_asked(void **state)
     for (unsigned n = 1; failed; n++) {
         make(&question, 0);
         failing_malloc_begin(n);
-        const int code = replay_ask(world->replay, &question.request, "a", "");
+        const int code = try_ask(world->replay, &question, "a");
         failed = failing_malloc_end();
         assert_int_equal(code, failed ? -ENOMEM : 0);
         if (!failed)
@@ -933,6 +1016,8 @@ int main(void)
         WITH_PG(a_page_for_prefixes_goes_a_stretch_at_a_time),
         WITH_PG(a_page_knows_what_is_not_there_any_more),
         WITH_PG(places_are_told_without_events),
+        WITH_PG(a_page_tells_of_each_event_whose_it_is),
+        WITH_PG(the_newest_without_ones_own_begin_elsewhere),
         cmocka_unit_test(an_id_is_judged_by_one_rule),
         WITH_PG(lives_are_read_from_the_table),
         WITH_PG(who_asks_for_the_same_shares_the_query),

@@ -449,6 +449,68 @@ static void a_key_is_a_word_of_visible_ascii(void **state)
     }
 }
 
+static void one_client_publishes_all_of_a_request(void **state)
+{
+    static const struct {
+        const char *type, *body;
+    } cases[] = {{JSON, "{\"data\":1}"},
+                 {JSON, "[{\"data\":1},{\"data\":2}]"},
+                 {NDJSON, "{\"data\":1}\n{\"data\":2}\n"},
+                 {EVENT, "{" REQUIRED "}"}};
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct form form = form_of(cases[i].type, NULL, NULL);
+        struct request request;
+        struct problem problem;
+
+        form.client = "shop \t";
+        form.client_len = 4;
+        assert_int_equal(
+            take(&request, &form, cases[i].body, strlen(cases[i].body), &problem), 0);
+        for (size_t j = 0; j < request.count; j++) {
+            assert_int_equal(request.events[j].client_len, 4);
+            assert_memory_equal(request.events[j].client, "shop", 4);
+        }
+        request_done(&request);
+        form.client = NULL;
+        assert_int_equal(
+            take(&request, &form, cases[i].body, strlen(cases[i].body), &problem), 0);
+        assert_null(request.events[0].client);
+        request_done(&request);
+    }
+}
+
+static void a_client_is_a_name(void **state)
+{
+    char longest[257];
+    const char *const bad[] = {"", "a\tb", "\x7f", "\xc2\x85", "\xff", longest};
+    const char *const good[] = {"a b", "\xc3\xa4", "\"*\"", longest};
+
+    (void)state;
+    memset(longest, 'k', sizeof(longest));
+    longest[256] = '\0';
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        struct form form = form_of(JSON, NULL, NULL);
+        struct problem problem;
+
+        form.client = bad[i];
+        form.client_len = strlen(bad[i]);
+        assert_int_equal(form_check(&form, &problem), -EINVAL);
+        assert_int_equal(problem.status, 400);
+        assert_non_null(strstr(problem.detail.text, "X-Client-ID"));
+    }
+    longest[255] = '\0';
+    for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
+        struct form form = form_of(JSON, NULL, NULL);
+        struct problem problem;
+
+        form.client = good[i];
+        form.client_len = strlen(good[i]);
+        assert_int_equal(form_check(&form, &problem), 0);
+    }
+}
+
 static void the_answer_names_each_event(void **state)
 {
     struct event events[] = {
@@ -593,6 +655,8 @@ int main(void)
         cmocka_unit_test(headers_and_a_body_are_a_cloudevent),
         cmocka_unit_test(a_key_makes_one_unit_of_the_request),
         cmocka_unit_test(a_key_is_a_word_of_visible_ascii),
+        cmocka_unit_test(one_client_publishes_all_of_a_request),
+        cmocka_unit_test(a_client_is_a_name),
         cmocka_unit_test(the_answer_names_each_event),
         cmocka_unit_test(a_stored_event_keeps_its_data_as_it_is),
         cmocka_unit_test(answers_without_memory_are_null),

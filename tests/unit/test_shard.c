@@ -132,6 +132,43 @@ static void types_are_filtered(void **state)
     front_close(&front);
 }
 
+static void nobody_gets_his_own_if_he_does_without(void **state)
+{
+    static const char *const requests[] = {GET("?exclude_client=shop"),
+                                           GET_1_0("?exclude_client=shop"),
+                                           GET("?channel=e*&exclude_client=x"
+                                               "&exclude_client=shop&type=created")};
+    struct front front;
+    struct client clients[ARRAY_SIZE(requests)], plain;
+    CLEANUP(buf_done) struct buf all = BUF_EMPTY, others = BUF_EMPTY;
+
+    (void)state;
+    front_open(&front, &(struct front_settings){0});
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++)
+        client_subscribe(&clients[i], &front, 0, requests[i]);
+    client_subscribe(&plain, &front, 0, GET(""));
+    for (int i = 0; i < 30; i++) {
+        static const char *const from[] = {"shop", NULL, "shops", "till", "shop"};
+
+        for (size_t j = 0; j < ARRAY_SIZE(from); j++) {
+            const size_t before = all.len;
+            const bool own = from[j] != NULL && strcmp(from[j], "shop") == 0;
+
+            front_push_from(&front, from[j], "events", "created", "1", 1, &all);
+            if (!own)
+                (void)buf_add(&others, all.data + before, all.len - before);
+        }
+        ring_wake(front.ring);
+    }
+    client_expect(&plain, &all);
+    client_hang_up(&plain);
+    for (size_t i = 0; i < ARRAY_SIZE(requests); i++) {
+        client_expect(&clients[i], &others);
+        client_hang_up(&clients[i]);
+    }
+    front_close(&front);
+}
+
 static void http_1_0_gets_no_chunks(void **state)
 {
     struct front front;
@@ -916,6 +953,7 @@ int main(void)
         cmocka_unit_test(a_subscriber_gets_its_channel_and_nothing_else),
         cmocka_unit_test(overlapping_channels_deliver_once_in_order),
         cmocka_unit_test(types_are_filtered),
+        cmocka_unit_test(nobody_gets_his_own_if_he_does_without),
         cmocka_unit_test(http_1_0_gets_no_chunks),
         cmocka_unit_test(several_shards_share_the_work),
         cmocka_unit_test(long_headers_make_streams_too),

@@ -73,9 +73,22 @@ static void the_names_stand_behind_the_chunk(void **state)
     assert_int_equal(frame->channel_len, 6);
     assert_int_equal(frame->type_len, 7);
     assert_true(frame->channel_hash == sse_hash("orders", 6));
-    assert_true(frame->type_hash == sse_hash("created", 7));
     assert_int_equal(frame->seq, 42);
+    assert_int_equal(frame->client_len, 0);
     assert_int_equal(sse_frame_weight(frame), sizeof(*frame) + frame->len + 6 + 7 + 2);
+    sse_frame_free(frame);
+
+    event.client = "shop-1 and more";
+    event.client_len = 6;
+    frame = sse_frame_new(&event);
+    assert_non_null(frame);
+    assert_string_equal(sse_frame_type(frame), "created");
+    assert_int_equal(frame->client_len, 6);
+    assert_memory_equal(sse_frame_client(frame), "shop-1", 6);
+    assert_int_equal(sse_frame_weight(frame),
+                     sizeof(*frame) + frame->len + 6 + 7 + 2 + 6);
+    assert_null(
+        memmem(frame->bytes, frame->len, "shop", 4)); /* nothing of it in the chunk */
     sse_frame_free(frame);
     sse_frame_free(NULL);
 
