@@ -1,6 +1,6 @@
 /*
- * event.h - one event, as it is published and as it comes out of the database; and what
- * channel, type and data may look like.
+ * event.h - one event, as it is published and as it comes out of the database; and what its
+ * channel, type, data and client may look like.
  *
  * The limits are those of interface.md, chapter 3, and the CHECK constraints of
  * migrations/ say the same: what is refused here never reaches the database, and what the

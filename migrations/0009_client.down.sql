@@ -64,9 +64,7 @@ BEGIN
     IF keys IS NOT NULL AND fresh > 0 THEN
         PERFORM gateway.note_units(units, keys, digests, known, first_seq);
     END IF;
-    -- The newest number there is: of these events, or of what was numbered before them.
-    PERFORM pg_notify('gateway_events', coalesce(
-        last_seq, (SELECT s.last_value FROM gateway.events_seq s))::text);
+    PERFORM pg_notify('gateway_events', coalesce(last_seq, gateway.newest_seq())::text);
     xid := pg_current_xact_id();
 END
 $$;

@@ -432,7 +432,7 @@ def test_what_is_purged_after_one_gap_is_told_by_another(pg, small):
 def test_one_question_that_fails_is_nobody_elses_outage(pg, small):
     fill(pg, 3000)
     ids = numbered(pg)
-    pg.execute(f"REVOKE EXECUTE ON FUNCTION gateway.newest_after(text, text, integer, integer)"
+    pg.execute(f"REVOKE EXECUTE ON FUNCTION gateway.newest_after(text, text, integer, integer, text)"
                f" FROM {OWNER}")
     with small.subscribe("c", parameters=[("last", "1")]) as one, \
             small.subscribe("c", parameters=[("last", "2")]) as two:
@@ -441,7 +441,7 @@ def test_one_question_that_fails_is_nobody_elses_outage(pg, small):
             assert small.get(f"/events/{ids[number]}").status == 200
         with small.subscribe("c", last_event_id=ids[0]) as stream:
             assert ids_of(stream, 2999) == ids[1:]
-        pg.execute(f"GRANT EXECUTE ON FUNCTION gateway.newest_after(text, text, integer, integer)"
+        pg.execute(f"GRANT EXECUTE ON FUNCTION gateway.newest_after(text, text, integer, integer, text)"
                    f" TO {OWNER}")
         assert one.next_event().id == ids[-1]
         assert ids_of(two, 2) == ids[-2:]

@@ -1,6 +1,7 @@
 """Migration 0003: pages, places and lives, asked of the functions themselves, with the rights
 that the documentation asks for and on tables that are large."""
 
+import itertools
 import threading
 
 import psycopg
@@ -12,7 +13,7 @@ from harness.waiting import scaled
 LIFE = 2 ** 40
 
 # What the gateway's question looks like, so that its plan is looked at, too.
-PAGE = ("SELECT p.through, h.newest, h.purged, h.oldest, h.lost, h.standby, e.seq, e.channel, e.type, e.data"
+PAGE = ("SELECT p.through, h.newest, h.purged, h.oldest, h.lost, h.standby, e.seq, e.channel, e.type, e.data, e.client"
         " FROM gateway.horizon($1) h, gateway.replay_page($2, $1, 500, 262144, 20000) p"
         " LEFT JOIN gateway.events e ON e.seq = ANY (p.seqs) ORDER BY e.seq")
 
@@ -27,14 +28,14 @@ def pg(pg):
     return pg
 
 
-def publish(database, count, channel="'c'", data="to_json(n)::text", type="'message'"):
-    """Numbered events, all of one commit; channel, data and type as SQL says, with `n`."""
+def publish(database, count, channel="'c'", data="to_json(n)::text", type="'message'",
+            client=None):
+    """Numbered events, all of one commit; channel, data, type and client as SQL says, with `n`."""
+    clients = f", clients => array_agg(({client})::text ORDER BY n)" if client else ""
     return database.value(
-        "SELECT b.first_seq FROM (SELECT"
-        f" array_agg(({channel})::text ORDER BY n) AS channels,"
-        f" array_agg(({type})::text ORDER BY n) AS types,"
-        f" array_agg(({data})::text ORDER BY n) AS datas FROM generate_series(1, %s) n) a,"
-        " gateway.publish_batch(a.channels, a.types, a.datas) b", (count,))
+        f"SELECT (gateway.publish_batch(array_agg(({channel})::text ORDER BY n),"
+        f" array_agg(({type})::text ORDER BY n), array_agg(({data})::text ORDER BY n){clients})"
+        ").first_seq FROM generate_series(1, %s) n", (count,))
 
 
 def begin_life(database):
@@ -51,9 +52,10 @@ def page(database, patterns, after, rows=500, size=262144, stretch=20000):
     return seqs, through
 
 
-def newest_after(database, patterns, wanted, types=(), stretch=100000):
-    return database.value("SELECT gateway.newest_after(%s, %s, %s, %s)",
-                          ("\n".join(patterns), "\n".join(types), wanted, stretch))
+def newest_after(database, patterns, wanted, types=(), stretch=100000, without=()):
+    return database.value("SELECT gateway.newest_after(%s, %s, %s, %s, %s)",
+                          ("\n".join(patterns), "\n".join(types), wanted, stretch,
+                           "\n".join(without)))
 
 
 def horizon(database, after=0):
@@ -156,16 +158,20 @@ def test_what_is_committed_meanwhile_is_in_no_page_by_half(pg):
 
 
 def test_the_newest_begin_where_they_should(pg):
-    publish(pg, 300, "(ARRAY['a', 'b', 'b.c'])[n %% 3 + 1]", type="(ARRAY['t', 'u'])[n %% 2 + 1]")
-    rows = pg.execute("SELECT seq, channel, type FROM gateway.events ORDER BY seq DESC")
-    for patterns in (["a"], ["b*"], ["a", "b.*"], ["*"], ["none"], ["none*"]):
-        for types in ((), ("t",), ("u", "x"), ("x",)):
-            own = [seq for seq, channel, type in rows
-                   if any(channel == p or p.endswith("*") and channel.startswith(p[:-1])
-                          for p in patterns) and (not types or type in types)]
-            for wanted in (1, 2, 10, 1000):
-                first = own[:wanted][-1] - 1 if own else 300
-                assert newest_after(pg, patterns, wanted, types) == first, (patterns, types)
+    publish(pg, 300, "(ARRAY['a', 'b', 'b.c'])[n %% 3 + 1]", type="(ARRAY['t', 'u'])[n %% 2 + 1]",
+            client="(ARRAY[NULL, 'k', 'l'])[n / 5 %% 3 + 1]")
+    rows = pg.execute("SELECT seq, channel, type, client FROM gateway.events ORDER BY seq DESC")
+    for patterns, types, without in itertools.product(
+            (["a"], ["b*"], ["a", "b.*"], ["*"], ["none"], ["none*"]),
+            ((), ("t",), ("u", "x"), ("x",)), ((), ("k",), ("l", "k"), ("x",))):
+        found = [seq for seq, channel, type, client in rows
+                 if any(channel == p or p.endswith("*") and channel.startswith(p[:-1])
+                        for p in patterns)
+                 and (not types or type in types) and client not in without]
+        for wanted in (1, 2, 10, 1000):
+            first = found[:wanted][-1] - 1 if found else 300
+            assert newest_after(pg, patterns, wanted, types, without=without) == first, \
+                (patterns, types, without)
 
 
 def test_a_type_is_looked_for_in_a_stretch_only(pg):
@@ -174,6 +180,14 @@ def test_a_type_is_looked_for_in_a_stretch_only(pg):
     assert newest_after(pg, ["c"], 2, ["rare"], stretch=1000) == 99
     assert newest_after(pg, ["*"], 2, ["rare"], stretch=100) == 949
     assert newest_after(pg, ["c"], 2, ["rare"], stretch=10) == 1000
+
+
+def test_who_is_not_excluded_is_looked_for_in_a_stretch_only(pg):
+    publish(pg, 1000, client="CASE WHEN n NOT IN (100, 950) THEN 'k' END")
+    assert newest_after(pg, ["c"], 2, without=["k"], stretch=100) == 949
+    assert newest_after(pg, ["c"], 2, without=["k"], stretch=1000) == 99
+    assert newest_after(pg, ["*"], 2, without=["k"], stretch=100) == 949
+    assert newest_after(pg, ["c"], 2, without=["k"], stretch=10) == 1000
 
 
 def test_oldest_newest_and_horizon_know_what_was_deleted(pg):
@@ -388,6 +402,8 @@ def test_a_rare_channel_is_found_without_walking_over_the_others(pg):
                         "SELECT gateway.newest_after('rare', '', 5, 100000)",
                         "SELECT gateway.newest_after(E'rare\\nnone', 'message', 2, 100000)",
                         "SELECT gateway.newest_after('*', '', 5, 100000)",
+                        "SELECT gateway.newest_after(E'rare\\nnone', '', 2, 100000, 'nobody')",
+                        "SELECT gateway.newest_after('*', '', 5, 100000, 'nobody')",
                         "SELECT gateway.oldest_seq()",
                         "SELECT gateway.recent_after(10, 100000)",
                         "SELECT * FROM gateway.horizon(1)")}

@@ -245,6 +245,30 @@ static void many_rows_of_one_transaction_all_arrive(void **state)
     assert_int_equal(wait_for_events(world, 12345), 12345);
 }
 
+static void whose_an_event_is_comes_with_it(void **state)
+{
+    static const char *const clients[] = {"shop", "", "till"};
+    struct world *world = *state;
+    const struct sse_frame *frame;
+
+    start(world, world->pg.dsn);
+    WAIT_FOR(is_listening(world));
+    pg_run(
+        world->pg.conn,
+        "SET gateway.client_id = 'shop'; INSERT INTO gateway.events (data) VALUES ('1'); "
+        "RESET gateway.client_id; INSERT INTO gateway.events (data) VALUES ('2')");
+    pg_run(world->pg.conn, "SELECT gateway.publish_batch(ARRAY['c'], ARRAY['t'], "
+                           "ARRAY['3'], clients => ARRAY['till'])");
+    WAIT_FOR(ring_next(world->reader) >= world->position + ARRAY_SIZE(clients));
+    ring_enter(world->reader);
+    for (size_t i = 0; i < ARRAY_SIZE(clients); i++) {
+        assert_int_equal(ring_read(world->reader, &world->position, &frame), RING_FRAME);
+        assert_int_equal(frame->client_len, strlen(clients[i]));
+        assert_memory_equal(sse_frame_client(frame), clients[i], frame->client_len);
+    }
+    ring_leave(world->reader);
+}
+
 /* The plan is kept from a time when the table was empty, and reading all of it looked cheap. */
 static void a_table_that_has_grown_is_not_read_as_a_whole(void **state)
 {
@@ -895,6 +919,7 @@ int main(void)
         WITH_PG(an_event_arrives_encoded_and_soon),
         WITH_PG(rows_of_applications_are_numbered_and_arrive),
         WITH_PG(many_rows_of_one_transaction_all_arrive),
+        WITH_PG(whose_an_event_is_comes_with_it),
         WITH_PG(a_table_that_has_grown_is_not_read_as_a_whole),
         WITH_PG(a_lost_doorbell_costs_a_second),
         WITH_PG(asleep_it_is_rung_for_and_awake_it_is_not),
