@@ -1,7 +1,7 @@
 """The bench's measurements in Python, in short: what they find must be what is there."""
 
 import pytest
-from bench import churn, latency, memory, start, where
+from bench import churn, latency, memory, start, watched, where
 
 
 def test_a_slope_is_found_under_noise_and_a_late_step_is_none():
@@ -49,3 +49,10 @@ def test_a_stack_counts_for_its_system_call_and_apart_for_what_the_receiver_gets
     assert where.read_samples(text) == {
         ("kernel", "sendto"): 1, ("kernel", "sendto: the receiver's half of TCP"): 1,
         ("kernel", "sendto: wakes the receiver"): 1, ("pg-sse-gateway", "fanout_round"): 1}
+
+
+def test_each_row_of_a_watched_table_is_accounted_for():
+    figures = watched.measure(rounds=1, rows=500, single_rows=20)
+    assert set(figures) == set(watched.TABLES)
+    for works in figures.values():
+        assert all(0 < works[work]["cpu_usec"][0] for work in ("insert", "update", "single"))

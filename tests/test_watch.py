@@ -79,7 +79,8 @@ def test_a_channel_of_ones_choice_stays_when_the_table_is_renamed(pg, changes):
     assert pg.value('SELECT "table"::text FROM gateway.watched') == "after"
 
 
-VALUES = {  # type: (value in SQL, how it stands in the JSON)
+# By type: the value in SQL, and how it stands in the JSON.
+VALUES = {
     "bigint": ("9007199254740993", "9007199254740993"),
     "numeric": ("123456789012345678901234567890.000000000000000000010",
                 "123456789012345678901234567890.000000000000000000010"),

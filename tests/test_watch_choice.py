@@ -1,8 +1,6 @@
 """gateway.watch(): which columns, operations and tables; partitions and inheritance; what is
 refused."""
 
-import json
-
 import psycopg
 import pytest
 

@@ -162,6 +162,22 @@ def inserts_slow(bench):
     return inserts(bench, True, 0.85, ("one",))
 
 
+@row("watched", "A row written to a watched table: CPU of the writer's backend, beside a plain table",
+     "100 000 rows in one statement, and 2 000 in a transaction each; fsync on. Transition: a statement"
+     " trigger, which is not right in all cases (tests/bench/watched.py)")
+def watched(bench):
+    raw = measurement("watched").measure(bench.rounds, say=lambda line: say(f"watched: {line}"))
+    titles = {"insert": "INSERT of many", "update": "UPDATE of many", "single": "INSERT of one"}
+
+    def of(table, work):
+        return raw[table][work]["cpu_usec"]
+
+    return [line for work, title in titles.items() for line in (
+        figures.compare(title, of("watched", work), of("plain", work), "µs", "plain"),
+        figures.middle("  two of its four columns", of("columns", work), "µs"),
+        figures.middle("  by transition tables", of("transition", work), "µs"))], raw
+
+
 @row("latency", "From the commit to the bytes at a subscriber, idle machine, fsync on",
      "300 of each, one at a time, 10 to 50 ms apart: from the moment that PostgreSQL notes for the"
      " COMMIT (track_commit_timestamp), before it is flushed, until the event's bytes are read")
