@@ -112,6 +112,11 @@ BEGIN
             || ',"op":"' || lower(TG_OP)
             || '","new":' || split_part(change, E'\x01', 1)::json
             || ',"old":' || split_part(change, E'\x01', 2)::json || '}';
+        IF octet_length(change) > 67108864 THEN -- as the table says, but without showing the row
+            RAISE EXCEPTION 'a change of % is over 64 MiB and cannot be published', TG_RELID::regclass
+                USING ERRCODE = 'program_limit_exceeded',
+                      HINT = 'Watch it without its large columns: columns => ''{...}''.';
+        END IF;
         INSERT INTO gateway.events (channel, type, data)
         VALUES (TG_ARGV[0], lower(TG_OP), change::json);
     END IF;

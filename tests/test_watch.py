@@ -175,6 +175,17 @@ def test_large_rows_are_told_whole(pg, gateway):
             assert (data["new"]["id"], data["old"]["id"]) == (0, size)
 
 
+def test_a_row_that_no_event_can_hold_is_refused_without_being_shown(pg, changes):
+    pg.execute("CREATE TABLE large (id int, body text)")
+    pg.execute("SELECT gateway.watch('large')")
+    with pytest.raises(psycopg.errors.ProgramLimitExceeded, match="over 64 MiB") as raised:
+        pg.execute("INSERT INTO large VALUES (1, repeat('secret', 12000000))")
+    assert "secret" not in str(raised.value) and "columns =>" in raised.value.diag.message_hint
+    pg.execute("SELECT gateway.unwatch('large'), gateway.watch('large', columns => '{id}')")
+    pg.execute("INSERT INTO large VALUES (1, repeat('secret', 12000000))")
+    assert short(changes()) == [(INSERTED, {"id": 1}, None)]
+
+
 def test_a_transaction_of_a_hundred_thousand_rows_is_told_in_its_order(pg, gateway):
     pg.execute("CREATE TABLE many (id int)")
     pg.execute("SELECT gateway.watch('many')")

@@ -4,6 +4,7 @@ refused."""
 import psycopg
 import pytest
 
+from harness.tools import REPOSITORY
 from test_watch import DELETED, INSERTED, TRUNCATED, UPDATED, changes, short, tables
 
 __all__ = ["changes"]  # a fixture
@@ -158,6 +159,19 @@ def test_one_partition_can_be_watched_alone(pg, parted, changes):
         pg.execute("SELECT gateway.watch('parted')")
 
 
+def test_a_watched_table_is_attached_to_another_only_when_its_own_watch_has_ended(pg, parted,
+                                                                                  changes):
+    pg.execute("CREATE TABLE later (id int, name text)")
+    pg.execute("SELECT gateway.watch('parted'), gateway.watch('later')")
+    attach = "ALTER TABLE parted ATTACH PARTITION later FOR VALUES FROM (100) TO (200)"
+    with pytest.raises(psycopg.errors.DuplicateObject, match="GatewayWatch"):
+        pg.execute(attach)
+    pg.execute("SELECT gateway.unwatch('later')")
+    pg.execute(attach)
+    pg.execute("INSERT INTO later VALUES (150, 'x')")
+    assert tables(changes()) == ["parted"]
+
+
 def test_children_are_watched_with_their_parent_under_their_own_names(pg, changes):
     pg.execute("CREATE TABLE parent (a int); CREATE TABLE child (b int) INHERITS (parent);"
                "CREATE TABLE grandchild (c int) INHERITS (child)")
@@ -173,6 +187,10 @@ def test_children_are_watched_with_their_parent_under_their_own_names(pg, change
     assert {channel for channel, _, _ in published} == {"parent"}
     assert short(published)[3] == (UPDATED, {"a": 5, "b": 5, "c": 6}, {"a": 4, "b": 5, "c": 6})
     assert [row[0] for row in watched(pg)] == ["child", "grandchild", "parent"]
+    pg.execute("CREATE TABLE later () INHERITS (parent)")
+    pg.execute("SELECT gateway.watch('later', channel => 'parent')")
+    pg.execute("INSERT INTO later VALUES (7)")
+    assert [row[0] for row in changes()] == ["parent"]
     pg.execute("SELECT gateway.unwatch('parent')")
     assert watched(pg) == []
 
@@ -199,6 +217,14 @@ def test_unwatch_leaves_nothing_behind(pg, parted, changes):
     pg.execute("SELECT gateway.watch('things', operations => '{insert}')")
     pg.execute("INSERT INTO things VALUES (2)")
     assert len(changes()) == 1
+
+
+def test_tables_are_written_as_before_when_the_migration_is_taken_back(pg, parted):
+    pg.execute("SELECT gateway.watch('parted')")
+    (down,) = (REPOSITORY / "migrations").glob("*_watch.down.sql")
+    pg.execute(down.read_text())
+    pg.execute("INSERT INTO parted VALUES (1); TRUNCATE low")
+    assert pg.value("SELECT count(*) FROM gateway.events") == 0
 
 
 # -- bad input -----------------------------------------------------------------------------
