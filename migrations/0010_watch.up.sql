@@ -10,7 +10,7 @@
 -- Not one, because both would then need the second one's rights, and the first runs code of
 -- strangers: row_to_json() calls the function of a cast to json, which whoever made a type may
 -- have made for it. So nothing is done with the gateway's rights but the INSERT, and writers
--- need no right on anything here. What goes from the first to the second stands in two settings
+-- need no right on anything here. What goes from the first to the second stands in a setting
 -- of the transaction; it is no more than the owner of the table could say by changing a row.
 --
 -- Who may publish what where: whoever has USAGE on this schema and owns a table (not a temporary
