@@ -24,8 +24,8 @@
 -- many rows, but do not see a row written to a partition or a child by its own name, and do not
 -- say which of the new rows was which of the old.
 --
--- The triggers' names stand before "RI_ConstraintTrigger": a row that is deleted comes before
--- the rows that its foreign keys delete with it.
+-- Triggers fire in the order of their names, and these stand before those in small letters: a row
+-- comes before what other triggers do about it.
 
 -- The table as its channel and its events name it: without quotes, and without the schema if
 -- that is where tables go of which none was named: public, or the schema of a role's own name,

@@ -232,6 +232,18 @@ def test_a_cascade_comes_after_the_row_that_caused_it(pg, changes):
     assert tables(changes()) == ["parents", "children"], "more is not watched"
 
 
+def test_what_another_trigger_does_about_a_row_comes_after_it(pg, changes):
+    pg.execute("CREATE TABLE things (id int); CREATE TABLE audit (id int)")
+    pg.execute("CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS"
+               " 'BEGIN INSERT INTO audit VALUES (NEW.id); RETURN NULL; END'")
+    pg.execute("CREATE TRIGGER audit AFTER INSERT ON things FOR EACH ROW EXECUTE FUNCTION audit()")
+    pg.execute("SELECT gateway.watch('things'), gateway.watch('audit')")
+    pg.execute("INSERT INTO things VALUES (1), (2)")
+    published = changes()
+    assert tables(published) == ["things", "audit"] * 2
+    assert [new["id"] for _, new, _ in short(published)] == [1, 1, 2, 2]
+
+
 def test_what_is_rolled_back_is_not_told(pg, changes):
     pg.execute("CREATE TABLE things (id int)")
     pg.execute("SELECT gateway.watch('things')")
