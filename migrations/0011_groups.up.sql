@@ -219,8 +219,20 @@ BEGIN
            max_bytes - coalesce(max(w.bytes), 0)
       INTO fit, bytes_left
       FROM (SELECT s.seq, sum(octet_length(e.data::text)) OVER (ORDER BY s.seq) AS bytes
-              FROM unnest(seqs) AS s (seq), gateway.events e WHERE e.seq = s.seq) w
+              FROM unnest(seqs) AS s (seq) CROSS JOIN LATERAL
+                   (SELECT v.data FROM gateway.events v WHERE v.seq = s.seq OFFSET 0) e) w
      WHERE w.bytes <= max_bytes OR at_least_one AND w.seq = seqs[1];
+END
+$$;
+
+-- Where the rows of these deliveries of one group are.
+CREATE FUNCTION gateway.delivery_places(of_group integer, seqs bigint[]) RETURNS tid[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT d.place FROM unnest(seqs) AS u (seq) CROSS JOIN LATERAL
+               (SELECT v.ctid AS place FROM gateway.deliveries v
+                 WHERE v.group_id = of_group AND v.seq = u.seq OFFSET 0) d);
 END
 $$;
 
@@ -234,62 +246,82 @@ DECLARE
     client text := current_setting('gateway.client_id', true);
 BEGIN
     DELETE FROM gateway.deliveries d
-     WHERE d.group_id = of_group AND d.seq = ANY (seqs)
+     WHERE d.ctid = ANY (gateway.delivery_places(of_group, seqs))
        AND NOT EXISTS (SELECT FROM gateway.events e WHERE e.seq = d.seq);
     GET DIAGNOSTICS lost = ROW_COUNT;
     IF lost > 0 THEN
         INSERT INTO gateway.losses (group_id, events) VALUES (of_group, lost);
     END IF;
 
-    UPDATE gateway.deliveries d
-       SET dead = true, lease = NULL, reason = coalesce(d.reason, 'lease over')
-     WHERE d.group_id = of_group AND d.seq = ANY (seqs);
-
     -- An event that leaves no room for the rest is told without its data. The message is
     -- nobody's own: who happens to claim is told of it like everybody.
     PERFORM set_config('gateway.client_id', '', true);
+    WITH dead AS (
+        UPDATE gateway.deliveries d
+           SET dead = true, lease = NULL, reason = coalesce(d.reason, 'lease over')
+         WHERE d.ctid = ANY (gateway.delivery_places(of_group, seqs))
+        RETURNING d.seq, d.attempt, d.reason
+    )
     INSERT INTO gateway.events (channel, type, data)
     SELECT g.channel || '.dead', 'dead', json_build_object(
                'id', d.seq::text, 'channel', g.channel, 'group', g.name, 'type', e.type,
                'attempts', d.attempt, 'reason', d.reason, 'data',
                CASE WHEN octet_length(e.data::text) <= 67000000 THEN e.data END)
-      FROM gateway.deliveries d
-      JOIN gateway.groups g ON g.id = d.group_id
-      JOIN gateway.events e ON e.seq = d.seq
-     WHERE d.group_id = of_group AND d.seq = ANY (seqs)
+      FROM gateway.groups g CROSS JOIN dead d CROSS JOIN LATERAL
+           (SELECT v.type, v.data FROM gateway.events v WHERE v.seq = d.seq OFFSET 0) e
+     WHERE g.id = of_group
      ORDER BY d.seq;
     PERFORM set_config('gateway.client_id', coalesce(client, ''), true);
 
     PERFORM pg_notify('gateway_acks', w.seq || ' ' || w.group_name)
-       FROM gateway.waits w
-       JOIN gateway.groups g ON g.id = of_group AND g.name = w.group_name
-      WHERE w.seq = ANY (seqs);
+       FROM gateway.groups g CROSS JOIN unnest(seqs) AS u (seq)
+       JOIN gateway.waits w ON w.seq = u.seq AND w.group_name = g.name
+      WHERE g.id = of_group;
 END
 $$;
 
--- Of what was due at the `moment` the lowest numbers, at most `max`, among the thousand that
--- have been due the longest. `used_up`: those that are not to be handed out again, or those
--- that are. Their rows are locked; what somebody else has locked is passed over: he is about
--- to acknowledge it, or to give it back.
-CREATE FUNCTION gateway.lock_due(of_group gateway.groups, due_from timestamptz,
-                                 moment timestamptz, max integer, used_up boolean)
-RETURNS bigint[]
+-- What was due at the `moment`: the lowest numbers, at most `max`, among the thousand that have
+-- been due the longest, as many as their data fits. Those among them that have used up their
+-- attempts are buried, a hundred at a time. All rows are locked before. What somebody else has
+-- locked is passed over: he is about to acknowledge it, or to give it back.
+CREATE FUNCTION gateway.claim_due(of_group gateway.groups, due_from timestamptz,
+                                  moment timestamptz, max integer, max_bytes bigint,
+                                  OUT due bigint[], OUT bytes_left bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    used_up bigint[];
 BEGIN
-    RETURN ARRAY(
-        WITH near AS MATERIALIZED (
-            SELECT d.seq FROM gateway.deliveries d
-             WHERE d.group_id = of_group.id AND d.acked_at IS NULL AND NOT d.dead
-               AND d.due_at >= due_from AND d.due_at <= moment
-             ORDER BY d.due_at LIMIT 1000
-        )
-        SELECT d.seq FROM near n, gateway.deliveries d
-         WHERE d.group_id = of_group.id AND d.seq = n.seq
-           AND d.acked_at IS NULL AND NOT d.dead AND d.due_at <= moment
-           AND used_up = (d.attempt >= of_group.max_attempts
-                          OR NOT EXISTS (SELECT FROM gateway.events e WHERE e.seq = d.seq))
-         ORDER BY d.seq LIMIT max
-           FOR NO KEY UPDATE OF d SKIP LOCKED);
+    WITH near AS MATERIALIZED (
+        SELECT d.ctid AS place, d.seq, d.attempt < of_group.max_attempts AS again
+          FROM gateway.deliveries d
+         WHERE d.group_id = of_group.id AND d.acked_at IS NULL AND NOT d.dead
+           AND d.due_at >= due_from AND d.due_at <= moment
+         ORDER BY d.due_at LIMIT 1000
+    ), locked_due AS MATERIALIZED (
+        SELECT d.seq FROM (SELECT * FROM near n WHERE n.again ORDER BY n.seq) n,
+                          gateway.deliveries d
+         WHERE d.ctid = n.place AND d.acked_at IS NULL AND NOT d.dead AND d.due_at <= moment
+         ORDER BY n.seq LIMIT max FOR NO KEY UPDATE OF d SKIP LOCKED
+    ), locked_used_up AS MATERIALIZED (
+        SELECT d.seq FROM (SELECT * FROM near n WHERE NOT n.again ORDER BY n.seq) n,
+                          gateway.deliveries d
+         WHERE d.ctid = n.place AND d.acked_at IS NULL AND NOT d.dead AND d.due_at <= moment
+         ORDER BY n.seq LIMIT 100 FOR NO KEY UPDATE OF d SKIP LOCKED
+    )
+    SELECT ARRAY(SELECT l.seq FROM locked_due l ORDER BY l.seq),
+           ARRAY(SELECT l.seq FROM locked_used_up l ORDER BY l.seq)
+      INTO due, used_up;
+
+    -- What is not there any more cannot be handed out.
+    used_up := used_up || ARRAY(
+        SELECT u.seq FROM unnest(due) AS u (seq)
+         WHERE NOT EXISTS (SELECT FROM gateway.events e WHERE e.seq = u.seq));
+    due := ARRAY(SELECT u.seq FROM unnest(due) AS u (seq) WHERE u.seq <> ALL (used_up));
+    IF used_up <> '{}' THEN
+        PERFORM gateway.bury(of_group.id, used_up);
+    END IF;
+    SELECT f.fit, f.bytes_left INTO due, bytes_left
+      FROM gateway.fitting(due, max_bytes, true) f;
 END
 $$;
 
@@ -302,8 +334,7 @@ DECLARE
     raised timestamptz;
 BEGIN
     -- With a snapshot of its own time only: one that is older does not see what was made due.
-    IF due_from > moment - interval '1 s'
-       OR current_setting('transaction_isolation') <> 'read committed'
+    IF current_setting('transaction_isolation') <> 'read committed'
        OR NOT pg_try_advisory_lock(1885827956, of_group) THEN
         RETURN;
     END IF;
@@ -319,12 +350,13 @@ BEGIN
 END
 $$;
 
+-- What is wrong with the arguments of a claim; NULL: nothing.
 CREATE FUNCTION gateway.check_claim(channel text, group_name text, max integer,
                                     lease interval, start text, max_attempts integer,
-                                    max_bytes bigint) RETURNS void
+                                    max_bytes bigint) RETURNS text
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    wrong text := CASE
+BEGIN
+    RETURN CASE
         WHEN channel IS NULL THEN 'the channel is NULL'
         WHEN group_name IS NULL THEN 'the name of the group is NULL'
         WHEN (max BETWEEN 1 AND 1000) IS NOT TRUE THEN 'max is from 1 to 1000'
@@ -334,10 +366,6 @@ DECLARE
         WHEN max_attempts NOT BETWEEN 1 AND 1000000 THEN 'max_attempts is from 1 to 1000000'
         WHEN (max_bytes > 0) IS NOT TRUE THEN 'max_bytes is larger than 0'
     END;
-BEGIN
-    IF wrong IS NOT NULL THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = wrong;
-    END IF;
 END
 $$;
 
@@ -360,20 +388,24 @@ CREATE FUNCTION gateway.claim(channel text, group_name text, max integer DEFAULT
 RETURNS SETOF gateway.claimed
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '10s' SET enable_seqscan = off SET enable_bitmapscan = off
-SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
-SET max_parallel_workers_per_gather = 0 AS $$
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off
+SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
+    wrong      text := gateway.check_claim(channel, group_name, max, lease, start,
+                                           max_attempts, max_bytes);
     this_group gateway.groups;
     due_from   timestamptz;
     moment     timestamptz;
-    after      bigint;
-    due        bigint[];
-    new        bigint[];
+    is_due     boolean;
+    due        bigint[] := '{}';
+    new        bigint[] := '{}';
+    bytes_left bigint := max_bytes;
     token      text;
-    left_over  bigint := max_bytes;
 BEGIN
-    PERFORM gateway.check_claim(channel, group_name, max, lease, start, max_attempts,
-                                max_bytes);
+    IF wrong IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = wrong;
+    END IF;
+
     LOOP
         SELECT g.* INTO this_group FROM gateway.groups g
          WHERE g.channel = claim.channel AND g.name = group_name;
@@ -387,10 +419,11 @@ BEGIN
         END IF;
 
         due_from := gateway.group_floor(this_group.id);
-        IF NOT EXISTS (SELECT FROM gateway.deliveries d
-                        WHERE d.group_id = this_group.id AND d.acked_at IS NULL AND NOT d.dead
-                          AND d.due_at >= due_from AND d.due_at <= clock_timestamp())
-           AND gateway.new_events(this_group, 1) = '{}' THEN
+        is_due := EXISTS (SELECT FROM gateway.deliveries d
+                           WHERE d.group_id = this_group.id
+                             AND d.acked_at IS NULL AND NOT d.dead
+                             AND d.due_at >= due_from AND d.due_at <= clock_timestamp());
+        IF NOT is_due AND gateway.new_events(this_group, 1) = '{}' THEN
             RETURN;
         END IF;
 
@@ -401,37 +434,36 @@ BEGIN
 
     due_from := gateway.group_floor(this_group.id);
     moment := greatest(clock_timestamp(), due_from);
-    PERFORM gateway.bury(this_group.id, used_up.seqs)
-       FROM (SELECT gateway.lock_due(this_group, due_from, moment, 100, true)) used_up (seqs)
-      WHERE used_up.seqs <> '{}';
-    due := gateway.lock_due(this_group, due_from, moment, max, false);
-    IF cardinality(due) > 1 THEN
-        SELECT f.fit, f.bytes_left INTO due, left_over
-          FROM gateway.fitting(due, max_bytes, true) f;
-    END IF;
-    IF cardinality(due) < max AND left_over > 0 THEN
-        new := gateway.new_events(this_group, max - cardinality(due));
-        IF cardinality(due) + cardinality(new) > 1 THEN
-            SELECT f.fit INTO new FROM gateway.fitting(new, left_over, due = '{}') f;
-        END IF;
-    END IF;
-
     token := left(replace(gen_random_uuid()::text, '-', ''), 12);
-    UPDATE gateway.deliveries d
-       SET attempt = d.attempt + 1, lease = token, due_at = moment + claim.lease, reason = NULL
-     WHERE d.group_id = this_group.id AND d.seq = ANY (due);
-    -- Nobody else is at it. A claim with an older snapshot is told so here (40001).
-    INSERT INTO gateway.deliveries (group_id, seq, attempt, lease, due_at)
-    SELECT this_group.id, n.seq, 1, token, moment + claim.lease FROM unnest(new) AS n (seq)
-    ON CONFLICT DO NOTHING;
-    PERFORM gateway.raise_floor(this_group.id, due_from, moment);
+    IF is_due THEN
+        SELECT c.due, c.bytes_left INTO due, bytes_left
+          FROM gateway.claim_due(this_group, due_from, moment, max, max_bytes) c;
+        UPDATE gateway.deliveries d
+           SET attempt = d.attempt + 1, lease = token, due_at = moment + claim.lease,
+               reason = NULL
+         WHERE d.ctid = ANY (gateway.delivery_places(this_group.id, due));
+    END IF;
+    IF cardinality(due) < max AND bytes_left > 0 THEN
+        new := gateway.new_events(this_group, max - cardinality(due));
+        IF cardinality(due || new) > 1 THEN -- one alone is handed out, whatever it weighs
+            SELECT f.fit INTO new FROM gateway.fitting(new, bytes_left, due = '{}') f;
+        END IF;
+        -- Nobody else is at it. A claim with an older snapshot is told so here (40001).
+        INSERT INTO gateway.deliveries (group_id, seq, attempt, lease, due_at)
+        SELECT this_group.id, n.seq, 1, token, moment + claim.lease FROM unnest(new) AS n (seq)
+        ON CONFLICT DO NOTHING;
+    END IF;
+    IF due_from < moment - interval '1 s' THEN
+        PERFORM gateway.raise_floor(this_group.id, due_from, moment);
+    END IF;
 
     RETURN QUERY
-    SELECT format('%s.%s.%s', d.seq, d.attempt, d.lease), d.seq, d.attempt, e.channel, e.type,
+    SELECT format('%s.%s.%s', h.seq, d.attempt, token), h.seq, d.attempt, e.channel, e.type,
            e.data, e.created_at
-      FROM unnest(due || new) WITH ORDINALITY AS h (seq, place)
-      JOIN gateway.deliveries d ON d.group_id = this_group.id AND d.seq = h.seq
-      JOIN gateway.events e ON e.seq = h.seq
+      FROM unnest(due || new) WITH ORDINALITY AS h (seq, place) CROSS JOIN LATERAL
+           (SELECT v.attempt FROM gateway.deliveries v
+             WHERE v.group_id = this_group.id AND v.seq = h.seq OFFSET 0) d CROSS JOIN LATERAL
+           (SELECT * FROM gateway.events v WHERE v.seq = h.seq OFFSET 0) e
      ORDER BY h.place;
 END
 $$;
@@ -472,55 +504,56 @@ BEGIN
 END
 $$;
 
--- Acknowledges deliveries: for each 0, or 404, 409, 400 as above. They are locked in the same
--- order by everybody, so that nobody waits in a circle.
+-- Acknowledges deliveries: for each 0, or 404, 409, 400 as above. Everybody locks them in the
+-- same order, so that nobody waits in a circle.
 CREATE FUNCTION gateway.ack_all(ids text[], group_names text[], results json[])
 RETURNS integer[]
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
-SET enable_mergejoin = off SET jit = off AS $$
+SET enable_mergejoin = off SET enable_material = off SET jit = off
+SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     codes integer[];
+    each  record;
 BEGIN
     -- An acknowledgement that was answered is not lost in a crash.
     IF current_setting('synchronous_commit') IN ('off', 'local') THEN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
 
-    WITH given AS MATERIALIZED (
-        SELECT u.place, u.group_name, u.result, p.seq, p.attempt, p.lease
-          FROM unnest(ids, group_names, results) WITH ORDINALITY
-               AS u (id, group_name, result, place), gateway.parse_delivery(u.id) p
-    ), delivered AS MATERIALIZED (
-        SELECT g.place, g.result, d.group_id, d.seq, d.acked_at IS NULL AND NOT d.dead
-                   AND (d.attempt, d.lease) = (g.attempt, g.lease) AS held
-          FROM given g
-          JOIN gateway.events e ON e.seq = g.seq
-          JOIN gateway.groups r ON r.channel = e.channel AND r.name = g.group_name
-          JOIN gateway.deliveries d ON d.group_id = r.id AND d.seq = g.seq
-         ORDER BY d.group_id, d.seq FOR NO KEY UPDATE OF d
-    ), first AS (
-        SELECT DISTINCT ON (d.group_id, d.seq) d.*
-          FROM delivered d WHERE d.held ORDER BY d.group_id, d.seq, d.place
-    ), acked AS (
-        UPDATE gateway.deliveries d
-           SET acked_at = clock_timestamp(), result = f.result, reason = NULL
-          FROM first f WHERE d.group_id = f.group_id AND d.seq = f.seq
-        RETURNING f.place
-    ), told AS (
-        SELECT pg_notify('gateway_acks', w.seq || ' ' || w.group_name)
-          FROM acked a JOIN given g USING (place)
-          JOIN gateway.waits w ON w.seq = g.seq AND w.group_name = g.group_name
-    )
-    SELECT array_agg(CASE WHEN g.seq IS NULL OR g.group_name IS NULL THEN 400
-                          WHEN d.place IS NULL THEN 404
-                          WHEN a.place IS NULL THEN 409
-                          ELSE 0 END ORDER BY g.place)
-      INTO codes
-      FROM given g
-      LEFT JOIN delivered d ON d.place = g.place
-      LEFT JOIN acked a ON a.place = g.place
-     WHERE (SELECT count(*) FROM told) >= 0; -- a CTE that nobody reads is not run
+    FOR each IN
+        SELECT a.*, d.held
+          FROM (SELECT u.place, u.group_name, p.*, g.id AS group_id
+                  FROM unnest(ids, group_names) WITH ORDINALITY AS u (id, group_name, place)
+                 CROSS JOIN gateway.parse_delivery(u.id) p
+                  LEFT JOIN LATERAL (SELECT v.channel FROM gateway.events v
+                                      WHERE v.seq = p.seq OFFSET 0) e ON true
+                  LEFT JOIN LATERAL (SELECT v.id FROM gateway.groups v
+                                      WHERE v.channel = e.channel AND v.name = u.group_name
+                                     OFFSET 0) g ON true
+                 ORDER BY g.id, p.seq, u.place) a
+          LEFT JOIN LATERAL (SELECT (v.attempt, v.lease) = (a.attempt, a.lease)
+                                    AND v.acked_at IS NULL AND NOT v.dead AS held
+                               FROM gateway.deliveries v
+                              WHERE v.group_id = a.group_id AND v.seq = a.seq
+                                FOR NO KEY UPDATE) d ON true
+    LOOP
+        IF each.seq IS NULL OR each.group_name IS NULL THEN
+            codes[each.place] := 400;
+        ELSIF each.held IS NOT TRUE THEN
+            codes[each.place] := CASE WHEN each.held IS NULL THEN 404 ELSE 409 END;
+        ELSE
+            -- Asked for twice at once, it is done once.
+            UPDATE gateway.deliveries d
+               SET acked_at = clock_timestamp(), result = results[each.place], reason = NULL
+             WHERE d.group_id = each.group_id AND d.seq = each.seq
+               AND coalesce(d.acked_at) IS NULL; -- and not "is open", which has an index
+            codes[each.place] := CASE WHEN FOUND THEN 0 ELSE 409 END;
+            PERFORM pg_notify('gateway_acks', w.seq || ' ' || w.group_name)
+               FROM gateway.waits w
+              WHERE w.seq = each.seq AND w.group_name = each.group_name;
+        END IF;
+    END LOOP;
     RETURN coalesce(codes, '{}');
 END
 $$;
@@ -542,12 +575,12 @@ BEGIN
 END
 $$;
 
--- The text as JSON; false if it is none that can be kept.
+-- The text as JSON; not good if it is none that can be kept.
 CREATE FUNCTION gateway.as_result(value text, OUT result json, OUT good boolean)
-LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     result := value;
-    good := (octet_length(value) <= 1048576) IS NOT FALSE;
+    good := octet_length(value) <= 1048576;
 EXCEPTION WHEN data_exception THEN
     good := false;
 END
@@ -561,8 +594,9 @@ DECLARE
     checked json[];
     asked   text[];
 BEGIN
-    SELECT array_agg(CASE WHEN r.good THEN r.result END ORDER BY u.place),
-           array_agg(CASE WHEN r.good THEN u.id END ORDER BY u.place) -- NULL is answered 400
+    SELECT array_agg(r.result ORDER BY u.place),
+           array_agg(CASE WHEN r.good IS NOT FALSE THEN u.id END -- NULL is answered 400
+                     ORDER BY u.place)
       INTO checked, asked
       FROM unnest(ids, results) WITH ORDINALITY AS u (id, result, place),
            gateway.as_result(u.result) r;
@@ -580,10 +614,9 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     held boolean;
 BEGIN
-    SELECT r.id, r.channel, r.max_attempts INTO group_id, channel, max_attempts
-      FROM gateway.events e
-      JOIN gateway.groups r ON r.channel = e.channel AND r.name = group_name
-     WHERE e.seq = of_seq;
+    SELECT e.channel INTO channel FROM gateway.events e WHERE e.seq = of_seq;
+    SELECT g.id, g.max_attempts INTO group_id, max_attempts FROM gateway.groups g
+     WHERE g.channel = lock_held.channel AND g.name = group_name;
     PERFORM pg_advisory_xact_lock_shared(1885827956, group_id);
     SELECT d.acked_at IS NULL AND NOT d.dead AND (d.attempt, d.lease) = (of_attempt, of_lease)
       INTO held
@@ -600,7 +633,8 @@ CREATE FUNCTION gateway.nack_one(id text, group_name text, delay interval, reaso
 RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
-SET enable_mergejoin = off SET jit = off AS $$
+SET enable_mergejoin = off SET enable_material = off SET jit = off
+SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     given record;
     held  record;
@@ -673,7 +707,8 @@ $$;
 CREATE FUNCTION gateway.release(ids text[], group_names text[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
-SET enable_mergejoin = off SET jit = off AS $$
+SET enable_mergejoin = off SET enable_material = off SET jit = off
+SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     each record;
     held record;
@@ -703,17 +738,18 @@ CREATE FUNCTION gateway.result(seq bigint, group_name text)
 RETURNS TABLE (state text, result json, attempt integer, acked_at timestamptz)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
-SET enable_mergejoin = off SET jit = off AS $$
+SET enable_mergejoin = off SET enable_material = off SET jit = off
+SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
     RETURN QUERY
     SELECT CASE WHEN d.seq IS NULL THEN 'waiting' WHEN d.acked_at IS NOT NULL THEN 'acknowledged'
                 WHEN d.dead THEN 'dead' ELSE 'delivered' END,
            d.result, d.attempt, d.acked_at
-      FROM gateway.events e
+      FROM (SELECT v.seq, v.channel FROM gateway.events v WHERE v.seq = result.seq OFFSET 0) e
       JOIN gateway.groups g ON g.channel = e.channel AND g.name = group_name
-      LEFT JOIN gateway.deliveries d ON d.group_id = g.id AND d.seq = e.seq
-     WHERE e.seq = result.seq
-       AND (d.seq IS NOT NULL OR e.seq > gateway.group_position(g));
+      LEFT JOIN LATERAL (SELECT * FROM gateway.deliveries v
+                          WHERE v.group_id = g.id AND v.seq = e.seq OFFSET 0) d ON true
+     WHERE d.seq IS NOT NULL OR e.seq > gateway.group_position(g);
 END
 $$;
 
@@ -724,7 +760,8 @@ CREATE FUNCTION gateway.group_state(of_group gateway.groups, OUT lag bigint,
                                     OUT oldest_unacked interval)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
-SET enable_mergejoin = off SET jit = off AS $$
+SET enable_mergejoin = off SET enable_material = off SET jit = off
+SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     new    bigint[] := gateway.new_events(of_group, 10000);
     oldest bigint;
@@ -794,7 +831,8 @@ CREATE FUNCTION gateway.purge_deliveries(older_than interval, batch integer,
                                          OUT purged integer, OUT last_seq bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
-SET enable_mergejoin = off SET jit = off AS $$
+SET enable_mergejoin = off SET enable_material = off SET jit = off
+SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     oldest bigint := gateway.oldest_seq();
 BEGIN
@@ -816,18 +854,17 @@ BEGIN
                           ELSE 9223372036854775807 END AS through
           FROM known k WHERE k.id IS NOT NULL
     ), old AS MATERIALIZED (
-        SELECT o.group_id, o.seq
+        SELECT o.place, o.seq
           FROM bounds b CROSS JOIN LATERAL
-               (SELECT d.group_id, d.seq FROM gateway.deliveries d
+               (SELECT d.ctid AS place, d.seq FROM gateway.deliveries d
                  WHERE d.group_id = b.id AND d.seq > after_seq AND d.seq <= b.through
                  ORDER BY d.seq LIMIT batch) o
          ORDER BY o.seq FETCH FIRST (batch) ROWS WITH TIES
     ), free AS MATERIALIZED (
-        SELECT d.group_id, d.seq FROM old o, gateway.deliveries d
-         WHERE d.group_id = o.group_id AND d.seq = o.seq FOR UPDATE OF d SKIP LOCKED
+        SELECT d.ctid AS place FROM old o, gateway.deliveries d
+         WHERE d.ctid = o.place FOR UPDATE OF d SKIP LOCKED
     ), gone AS (
-        DELETE FROM gateway.deliveries d USING free f
-         WHERE d.group_id = f.group_id AND d.seq = f.seq
+        DELETE FROM gateway.deliveries d USING free f WHERE d.ctid = f.place
         RETURNING d.group_id, d.seq, d.acked_at IS NULL AND NOT d.dead AS was_open
     ), lost AS (
         INSERT INTO gateway.losses (group_id, events)
@@ -847,8 +884,9 @@ $$;
 REVOKE EXECUTE ON FUNCTION
     gateway.group_position(gateway.groups), gateway.group_floor(integer),
     gateway.make_group(text, text, text, integer), gateway.remove_group(text, text),
-    gateway.fitting(bigint[], bigint, boolean), gateway.bury(integer, bigint[]),
-    gateway.lock_due(gateway.groups, timestamptz, timestamptz, integer, boolean),
+    gateway.fitting(bigint[], bigint, boolean), gateway.delivery_places(integer, bigint[]),
+    gateway.bury(integer, bigint[]),
+    gateway.claim_due(gateway.groups, timestamptz, timestamptz, integer, bigint),
     gateway.raise_floor(integer, timestamptz, timestamptz),
     gateway.claim(text, text, integer, interval, text, integer, bigint),
     gateway.new_events(gateway.groups, integer),
