@@ -51,6 +51,9 @@ static const struct step steps[] = {
     {"SELECT gateway.purge_keys(CAST($1 AS interval), CAST($2 AS int4)), "
      "CAST(nullif($3, '0') AS int8)",
      DAY_USEC, STATS_KEYS_PURGED},
+    {"SELECT p.purged, p.last_seq FROM gateway.purge_deliveries(CAST($1 AS interval), "
+     "CAST($2 AS int4), CAST($3 AS int8)) p",
+     DAY_USEC, STATS_DELIVERIES_PURGED},
 };
 
 struct retention {

@@ -17,7 +17,8 @@
  *   - a batch is deleted as a whole or not at all, together with the note of what is gone:
  *     a gateway that is killed leaves nothing half done.
  *   - no step that is not wanted is run. Events may be kept for ever; the keys of those who
- *     may send again (gateway.idempotency_keys) are kept as long as events, but at least a day.
+ *     may send again (gateway.idempotency_keys) are kept as long as events, but at least a day;
+ *     what groups were handed (gateway.deliveries) goes when its event is gone.
  *
  * Threads: new, start, stop and free on main.
  */

@@ -78,6 +78,9 @@ static const struct figure counters[STATS_COUNTER_COUNT] = {
     [STATS_KEYS_PURGED] =
         {"keys_purged_total", NULL,
          "Idempotency keys deleted by this gateway because of their age."},
+    [STATS_DELIVERIES_PURGED] =
+        {"deliveries_purged_total", NULL,
+         "Deliveries to groups deleted by this gateway because their events are gone."},
 };
 
 static const struct figure gauges[STATS_GAUGE_COUNT] = {

@@ -46,8 +46,9 @@ enum stats_counter {
     STATS_LISTENER_NOTIFICATIONS,
     STATS_RELAY_NOTIFICATIONS, /* of applications, put into the ring */
     STATS_LISTENER_FETCHES,
-    STATS_EVENTS_PURGED, /* deleted by this gateway because of their age */
-    STATS_KEYS_PURGED,   /* likewise, of those that make sending again safe */
+    STATS_EVENTS_PURGED,     /* deleted by this gateway because of their age */
+    STATS_KEYS_PURGED,       /* likewise, of those that make sending again safe */
+    STATS_DELIVERIES_PURGED, /* likewise, of what groups were handed */
     STATS_COUNTER_COUNT
 };
 

@@ -127,6 +127,21 @@ static void keys_are_kept_as_long_as_events_but_at_least_a_day(void **state)
     WAIT_FOR(stats_counter_value(world->stats, STATS_KEYS_PURGED) == 3000 - 23);
 }
 
+static void what_groups_were_handed_goes_with_its_events(void **state)
+{
+    struct world *world = *state;
+
+    add_events(world, 2400, "1 hour");
+    add_events(world, 100, "0 s");
+    for (int i = 0; i < 3; i++)
+        pg_run(world->pg.conn, "SELECT gateway.claim('events', 'workers', 1000, "
+                               "start => 'earliest', max_bytes => 1 << 30)");
+    start(world, world->pg.dsn, 60 * USEC_PER_SEC);
+    WAIT_FOR(stats_counter_value(world->stats, STATS_DELIVERIES_PURGED) == 2400);
+    assert_int_equal(pg_number(world->pg.conn, "SELECT min(seq) FROM gateway.deliveries"),
+                     2401);
+}
+
 static void between_two_looks_there_is_no_connection(void **state)
 {
     struct world *world = *state;
@@ -270,6 +285,7 @@ int main(void)
         WITH_PG(old_events_go_and_young_ones_stay),
         WITH_PG(what_becomes_old_later_goes_later),
         WITH_PG(keys_are_kept_as_long_as_events_but_at_least_a_day),
+        WITH_PG(what_groups_were_handed_goes_with_its_events),
         WITH_PG(between_two_looks_there_is_no_connection),
         WITH_PG(while_another_is_at_it_nothing_is_done_nor_waited_for),
         WITH_PG(a_database_that_is_away_is_tried_again),
