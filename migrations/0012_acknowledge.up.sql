@@ -74,9 +74,10 @@ BEGIN
                   LEFT JOIN LATERAL (SELECT v.id FROM gateway.groups v
                                       WHERE v.channel = e.channel AND v.name = u.group_name
                                      OFFSET 0) g ON true
-                 ORDER BY g.id, p.seq, u.place) a
-          LEFT JOIN LATERAL (SELECT (v.attempt, v.lease) = (a.attempt, a.lease)
-                                    AND v.acked_at IS NULL AND NOT v.dead AS held
+                 ORDER BY u.group_name, p.seq, u.place) a
+          LEFT JOIN LATERAL (SELECT v.acked_at IS NULL AND NOT v.dead
+                                    AND v.attempt = a.attempt
+                                    AND v.lease IS NOT DISTINCT FROM a.lease AS held
                                FROM gateway.deliveries v
                               WHERE v.group_id = a.group_id AND v.seq = a.seq
                                 FOR NO KEY UPDATE) d ON true
