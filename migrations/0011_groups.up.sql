@@ -374,9 +374,10 @@ $$;
 -- 'earliest' that is kept, and its events are handed out `max_attempts` times, 5 unless given.
 -- Given to a group that is there, max_attempts is changed.
 --
--- To be committed at once: until then nobody else can claim for this group. Whether its caller
--- waits for the disk is for the caller to say (synchronous_commit): a claim that is lost in a
--- crash has not happened, and its events are handed out again.
+-- To be committed at once: until then nobody else can claim for this group. For their sake its
+-- commit does not wait for the disk, either, if nothing was written before it: a claim that is
+-- lost in a crash has not happened, and its events are handed out again. An acknowledgement in
+-- the same transaction takes that back.
 CREATE FUNCTION gateway.claim(channel text, group_name text, max integer DEFAULT 1,
                               lease interval DEFAULT '30 s', start text DEFAULT 'now',
                               max_attempts integer DEFAULT NULL,
@@ -389,6 +390,7 @@ SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     wrong      text := gateway.check_claim(channel, group_name, max, lease, start,
                                            max_attempts, max_bytes);
+    alone      boolean := pg_current_xact_id_if_assigned() IS NULL;
     this_group gateway.groups;
     due_from   timestamptz;
     moment     timestamptz;
@@ -429,6 +431,10 @@ BEGIN
         EXIT WHEN FOUND; -- else it was removed meanwhile
     END LOOP;
 
+    IF alone AND current_setting('synchronous_commit') <> 'off' THEN
+        PERFORM set_config('gateway.durable', current_setting('synchronous_commit'), true),
+                set_config('synchronous_commit', 'off', true);
+    END IF;
     due_from := gateway.group_floor(this_group.id);
     moment := greatest(clock_timestamp(), due_from);
     token := left(replace(gen_random_uuid()::text, '-', ''), 12);

@@ -59,9 +59,12 @@ DECLARE
     codes integer[];
     each  record;
 BEGIN
-    -- An acknowledgement that was answered is not lost in a crash.
+    -- An acknowledgement that was answered is not lost in a crash. As durable as the session
+    -- wants it, if a claim in this transaction has made it less.
     IF current_setting('synchronous_commit') IN ('off', 'local') THEN
-        PERFORM set_config('synchronous_commit', 'on', true);
+        PERFORM set_config('synchronous_commit', CASE
+            WHEN current_setting('gateway.durable', true) IN ('remote_apply', 'remote_write')
+            THEN current_setting('gateway.durable', true) ELSE 'on' END, true);
     END IF;
 
     FOR each IN

@@ -282,6 +282,28 @@ def test_an_acknowledgement_is_durable_whatever_the_session_says(pg, before, aft
         assert worker.execute("SHOW synchronous_commit").fetchone() == (before,)
 
 
+@pytest.mark.parametrize("wanted", ["on", "remote_apply", "remote_write", "off"])
+def test_a_claim_does_not_wait_for_the_disk_and_takes_nothing_else_with_it(pg, wanted):
+    add(pg, 3)
+    with pg.connect() as worker:
+        def setting():
+            return worker.execute("SHOW synchronous_commit").fetchone()[0]
+
+        worker.execute(f"SET synchronous_commit = {wanted}")
+        worker.commit()
+        (id,), = worker.execute("SELECT id FROM gateway.claim('jobs', 'workers',"
+                                " start => 'earliest')").fetchall()
+        assert setting() == "off"
+        worker.execute("SELECT gateway.ack(%s, 'workers')", (id,))
+        assert setting() == (wanted if wanted != "off" else "on")
+        worker.commit()
+        worker.execute("CREATE TEMP TABLE mine (n integer)")
+        worker.execute("SELECT gateway.claim('jobs', 'workers')")
+        assert setting() == wanted, "something was written before"
+        worker.commit()
+        assert setting() == wanted
+
+
 # -- giving back ----------------------------------------------------------------------------
 
 
