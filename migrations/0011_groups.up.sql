@@ -26,10 +26,10 @@
 --
 -- What a role needs:
 --   worker    USAGE ON SCHEMA gateway, EXECUTE on claim, ack, nack, and result if it asks.
---             These four run with the rights of their owner (SECURITY DEFINER), because a
---             worker with the tables in its hands could read every channel and acknowledge
---             for others; with the functions it can do what they do. Nobody may call them
---             unless the operator says so.
+--             These four run with the rights of their owner (SECURITY DEFINER): with rights
+--             on the tables a worker could acknowledge for others, and move a group where it
+--             likes; so it can do what the functions do. Nobody may call them unless the
+--             operator says so.
 --   gateway   as ever: owner of the schema, or ALL on its tables and sequences, and EXECUTE
 --             on its functions
 
@@ -73,7 +73,7 @@ CREATE INDEX deliveries_open ON gateway.deliveries (group_id, due_at)
     WHERE acked_at IS NULL AND NOT dead;
 CREATE INDEX deliveries_dead ON gateway.deliveries (group_id, seq) WHERE dead;
 
--- No open delivery of the group is due before this. An old snapshot somewhere in the database
+-- Where the open deliveries of a group begin. An old snapshot somewhere in the database
 -- keeps the entries of deliveries_open that were acknowledged long ago; claims begin their look
 -- above them. Only the newest row counts: rows are added, about one a second, and deleted,
 -- never updated, since a row that is updated all day is slower to find each time.
@@ -88,12 +88,12 @@ CREATE TABLE gateway.floors (
     PRIMARY KEY (group_id, due_from)
 );
 
--- Events that were deleted before they had been acknowledged.
+-- Events that were deleted before they had been acknowledged: their sum counts. Rows are added,
+-- so that nobody who deletes waits for another, and put together by retention.
 CREATE TABLE gateway.losses (
     id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     group_id integer NOT NULL,
-    events   bigint NOT NULL,
-    noted_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    events   bigint NOT NULL
 );
 CREATE INDEX losses_by_group ON gateway.losses (group_id);
 
@@ -133,6 +133,7 @@ BEGIN
 END
 $$;
 
+-- No open delivery of the group is due before this.
 CREATE FUNCTION gateway.group_floor(of_group integer) RETURNS timestamptz
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -141,6 +142,7 @@ BEGIN
 END
 $$;
 
+-- Makes a group, unless somebody else has just made it.
 CREATE FUNCTION gateway.make_group(of_channel text, group_name text, start text,
                                    max_attempts integer) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -340,7 +342,8 @@ BEGIN
      WHERE d.group_id = of_group AND d.acked_at IS NULL AND NOT d.dead
        AND d.due_at >= due_from AND d.due_at <= moment;
     IF raised > due_from THEN
-        DELETE FROM gateway.floors f WHERE f.group_id = of_group AND f.due_from = raise_floor.due_from;
+        DELETE FROM gateway.floors f
+         WHERE f.group_id = of_group AND f.due_from = raise_floor.due_from;
         INSERT INTO gateway.floors (group_id, due_from) VALUES (of_group, raised);
     END IF;
 END

@@ -29,7 +29,7 @@ BEGIN
 END
 $$;
 
--- What became of one delivery, for those who handle one: 0, or an exception.
+-- For those who handle one delivery: every answer but 0 as an exception.
 CREATE FUNCTION gateway.raise_code(code integer, id text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -47,7 +47,7 @@ BEGIN
 END
 $$;
 
--- Acknowledges deliveries: for each 0, or 404, 409, 400 as above. Everybody locks them in the
+-- Acknowledges deliveries; for each 0, or 400, 404, 409 as above. Everybody locks them in the
 -- same order, so that nobody waits in a circle.
 CREATE FUNCTION gateway.ack_all(ids text[], group_names text[], results json[])
 RETURNS integer[]
@@ -351,12 +351,12 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF EXISTS (SELECT FROM gateway.groups) THEN
         INSERT INTO gateway.losses (group_id, events)
-        SELECT r.id, count(*)
-          FROM (SELECT r.id, r.channel, gateway.group_position(r) AS "position"
-                  FROM gateway.groups r
-                 WHERE r.channel IN (SELECT o.channel FROM gone o)) r
-          JOIN gone o ON o.channel = r.channel AND o.seq > r."position"
-         GROUP BY r.id;
+        SELECT g.id, count(*)
+          FROM (SELECT DISTINCT o.channel FROM gone o) c
+          JOIN gateway.groups g ON g.channel = c.channel
+         CROSS JOIN gateway.group_position(g) AS p (seq)
+          JOIN gone o ON o.channel = g.channel AND o.seq > p.seq
+         GROUP BY g.id;
     END IF;
     RETURN NULL;
 END
@@ -419,6 +419,21 @@ BEGIN
          GROUP BY g.group_id
     )
     SELECT count(*), max(g.seq) INTO purged, last_seq FROM gone g;
+
+    -- One sum for each group, and none for a group that is gone.
+    WITH parts AS (
+        DELETE FROM gateway.losses l
+         WHERE l.id = ANY (ARRAY(
+                   SELECT o.id FROM gateway.losses o
+                    WHERE EXISTS (SELECT FROM gateway.losses n
+                                   WHERE n.group_id = o.group_id AND n.id <> o.id)
+                    ORDER BY o.id LIMIT batch FOR UPDATE SKIP LOCKED))
+        RETURNING l.group_id, l.events
+    )
+    INSERT INTO gateway.losses (group_id, events)
+    SELECT p.group_id, sum(p.events) FROM parts p
+     WHERE EXISTS (SELECT FROM gateway.groups g WHERE g.id = p.group_id)
+     GROUP BY p.group_id;
 
     DELETE FROM gateway.waits w
      WHERE w.id = ANY (ARRAY(SELECT o.id FROM gateway.waits o
