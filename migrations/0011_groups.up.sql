@@ -164,7 +164,8 @@ BEGIN
 
     INSERT INTO gateway.groups (channel, name, begins_after, max_attempts)
     VALUES (of_channel, group_name,
-            CASE start WHEN 'earliest' THEN 0 ELSE coalesce(gateway.newest_seq(), 0) END,
+            CASE start WHEN 'earliest' THEN 0 WHEN 'now' THEN coalesce(gateway.newest_seq(), 0)
+                       ELSE least(start::bigint, coalesce(gateway.newest_seq(), 0)) END,
             coalesce(make_group.max_attempts, 5))
     ON CONFLICT DO NOTHING
     RETURNING * INTO made;
@@ -361,7 +362,8 @@ BEGIN
         WHEN (max BETWEEN 1 AND 1000) IS NOT TRUE THEN 'max is from 1 to 1000'
         WHEN (lease > '0' AND lease <= '1 day') IS NOT TRUE
             THEN 'a lease is longer than 0 and not longer than a day'
-        WHEN (start IN ('now', 'earliest')) IS NOT TRUE THEN 'start is ''now'' or ''earliest'''
+        WHEN (start ~ '^(now|earliest|0|[1-9][0-9]{0,17})$') IS NOT TRUE
+            THEN 'start is ''now'', ''earliest'' or the id of an event'
         WHEN max_attempts NOT BETWEEN 1 AND 1000000 THEN 'max_attempts is from 1 to 1000000'
         WHEN (max_bytes > 0) IS NOT TRUE THEN 'max_bytes is larger than 0'
     END;
@@ -387,7 +389,7 @@ CREATE FUNCTION gateway.claim(channel text, group_name text, max integer DEFAULT
                               max_bytes bigint DEFAULT 1048576)
 RETURNS SETOF gateway.claimed
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET lock_timeout = '10s' SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off
 SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
