@@ -10,16 +10,18 @@ VERSION := 0.1.0
 # lint` sees to it). A new room is one word.
 MODULES := \
     base err log clock thread buf stats \
-    mailbox poller event json sse keyset ring channels filter wheel \
+    mailbox poller event delivery json sse keyset ring channels filter wheel roster \
     units secret inifile config sockets service \
     dsn database retry sqlfile migrate bell relay intake listener batch queue publisher \
-    readers lookup replay retention \
-    connection porch lobby stream catchup fanout tour shard \
-    cloudevents problem form request page exchange events slowest http \
+    readers lookup question replay retention \
+    array pairs refusal claim errand waits dealer groups \
+    connection porch lobby stream catchup consumer fanout tour shard \
+    cloudevents problem form request page exchange common opening consume jobs confirm \
+    events slowest http \
     healthcheck serve main
 
 # Rooms that are a header only.
-HEADERS_ONLY := base
+HEADERS_ONLY := base common
 
 PKGS := libpq libmicrohttpd jansson libsystemd inih
 

@@ -66,6 +66,8 @@ struct config {
         uint64_t keep_alive_usec;
         uint64_t publish_time_usec;
         uint64_t publish_queue_bytes;
+        uint64_t consumers_count;
+        uint64_t waits_count;
     } limits;
     struct {
         uint64_t shards_count; /* 0: one per CPU, see config_shards() */

@@ -4,25 +4,20 @@
 #include <strings.h>
 
 #include "clock.h"
+#include "common.h"
+#include "confirm.h"
+#include "consume.h"
 #include "events.h"
 #include "lookup.h"
+#include "opening.h"
 #include "shard.h"
 #include "units.h"
-
-/* Of what somebody sent, so much is repeated in a complaint about it. */
-#define QUOTED_MAX 64
 
 /* ?last=N, at the most. */
 #define LAST_MAX 10000
 
 #define IDEMPOTENCY_KEY "Idempotency-Key"
 #define CLIENT_ID       "X-Client-ID"
-
-static const struct events_common *common_of(const struct exchange *exchange)
-{
-    return CONTAINER_OF((struct exchange_common *)(uintptr_t)exchange->common,
-                        struct events_common, exchange);
-}
 
 /* -- GET /events -- */
 
@@ -200,49 +195,13 @@ static void read_query(const struct exchange *exchange, struct query *query)
         query->place = STREAM_AT_LAST;
 }
 
-static void add_stream_headers(struct exchange *exchange, struct MHD_Response *response)
-{
-    exchange_add(exchange, response, MHD_HTTP_HEADER_CONTENT_TYPE,
-                 "text/event-stream; charset=utf-8");
-    /* no-transform: proxies that compress would hold events back. X-Accel-Buffering: nginx
-     * with its defaults would deliver nothing at all. */
-    exchange_add(exchange, response, MHD_HTTP_HEADER_CACHE_CONTROL,
-                 "no-cache, no-transform");
-    exchange_add(exchange, response, "X-Accel-Buffering", "no");
-}
-
-/* What passes by itself is told to an EventSource by a 200 that ends: any other status
- * would make it give up for ever. */
-static enum MHD_Result come_back_later(struct exchange *exchange)
-{
-    char text[40];
-    const unsigned long long msec =
-        clock_jitter(exchange->common->retry_usec) / USEC_PER_MSEC;
-    const int len = snprintf(text, sizeof(text), "retry: %llu\n", msec);
-    struct MHD_Response *response =
-        MHD_create_response_from_buffer((size_t)len, text, MHD_RESPMEM_MUST_COPY);
-
-    exchange->close = true;
-    if (response != NULL)
-        add_stream_headers(exchange, response);
-    return exchange_queue(exchange, MHD_HTTP_OK, response);
-}
-
-static enum MHD_Result answer_head(struct exchange *exchange)
-{
-    static char nothing[1];
-    struct MHD_Response *response =
-        MHD_create_response_from_buffer(0, nothing, MHD_RESPMEM_PERSISTENT);
-
-    if (response != NULL)
-        add_stream_headers(exchange, response);
-    return exchange_queue(exchange, MHD_HTTP_OK, response);
-}
-
 enum MHD_Result events_subscribe(struct exchange *exchange)
 {
     struct query query = {.failed = false};
+    size_t len;
 
+    if (exchange_query(exchange, "group", &len) != NULL)
+        return consume_subscribe(exchange);
     read_query(exchange, &query);
     /* A connection that came for a stream has memory for one small header, not for what may
      * come next: it ends with any other answer. */
@@ -250,13 +209,9 @@ enum MHD_Result events_subscribe(struct exchange *exchange)
     if (query.failed)
         return exchange_problem(exchange, query.status, "%s", query.err.text);
     if (strcmp(exchange->method, MHD_HTTP_METHOD_HEAD) == 0)
-        return answer_head(exchange);
-    if (exchange->connection->surplus) {
-        stats_add(exchange->common->stats, STATS_CONNECTIONS_REFUSED, 1);
-        return come_back_later(exchange);
-    }
-    if (shard_is_draining(exchange->connection->shard))
-        return come_back_later(exchange);
+        return opening_head(exchange);
+    if (!opening_has_room(exchange))
+        return opening_later(exchange);
 
     struct stream *stream =
         fanout_subscribe(shard_fanout(exchange->connection->shard), exchange->connection,
@@ -272,18 +227,7 @@ enum MHD_Result events_subscribe(struct exchange *exchange)
                              .last_id = query.last_id,
                              .last_count = query.last_count,
                          });
-    if (stream == NULL)
-        return come_back_later(exchange);
-
-    struct MHD_Response *response = stream_response(stream);
-    if (response == NULL) {
-        stream_finish(stream, STREAM_END_ABRUPT);
-        stream_free(stream);
-        return come_back_later(exchange);
-    }
-    exchange->close = false;
-    add_stream_headers(exchange, response);
-    return exchange_queue(exchange, MHD_HTTP_OK, response);
+    return stream != NULL ? opening_stream(exchange, stream) : opening_later(exchange);
 }
 
 /* -- POST /events -- */
@@ -291,6 +235,7 @@ enum MHD_Result events_subscribe(struct exchange *exchange)
 struct publication {
     struct publish publish;
     struct request request;
+    struct confirm confirm;
     struct exchange *exchange;
 };
 
@@ -298,6 +243,7 @@ static void publication_free(void *state)
 {
     struct publication *publication = state;
 
+    confirm_done(&publication->confirm);
     request_done(&publication->request);
     free(publication);
 }
@@ -380,6 +326,8 @@ static enum MHD_Result refuse_large(struct exchange *exchange)
 struct post_query {
     unsigned channels;
     unsigned types;
+    unsigned waits;
+    unsigned groups;
     const char *unknown;
 };
 
@@ -397,6 +345,10 @@ static enum MHD_Result count_parameter(void *argument, enum MHD_ValueKind kind,
         query->channels++;
     else if (strcmp(name, "type") == 0)
         query->types++;
+    else if (strcmp(name, "wait") == 0)
+        query->waits++;
+    else if (strcmp(name, "group") == 0)
+        query->groups++;
     else
         query->unknown = name;
     return MHD_YES;
@@ -423,10 +375,13 @@ static int check_post_query(const struct exchange *exchange, struct err *err)
                                       count_parameter, &query);
     if (query.unknown != NULL)
         return err_set(err, -EINVAL,
-                       "unknown parameter \"%.*s\"; there are channel and type",
+                       "unknown parameter \"%.*s\"; there are channel, type, wait and "
+                       "group",
                        (int)event_text_cut(query.unknown, QUOTED_MAX), query.unknown);
     if (query.channels > 1 || query.types > 1)
         return err_set(err, -EINVAL, "an event has one channel and one type");
+    if (query.waits > 1 || query.groups > 1)
+        return err_set(err, -EINVAL, "there is one wait, and one group to wait for");
     return 0;
 }
 
@@ -436,6 +391,7 @@ bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
     const struct form form = form_of(exchange, &headers);
     const char *length = exchange_header(exchange, MHD_HTTP_HEADER_CONTENT_LENGTH);
     const char *coding = exchange_header(exchange, MHD_HTTP_HEADER_TRANSFER_ENCODING);
+    struct confirm confirm;
     struct problem problem;
     struct err err;
 
@@ -449,6 +405,7 @@ bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
         *ret_result = refuse_unread(
             exchange, 403, "this origin may not publish; see [http] cors_origins");
     else if (check_post_query(exchange, &err) < 0 ||
+             confirm_read(exchange, &confirm, &err) < 0 ||
              check_post_headers(&headers, &err) < 0)
         *ret_result = refuse_unread(exchange, 400, err.text);
     else if (form_check(&form, &problem) < 0)
@@ -492,6 +449,26 @@ static enum MHD_Result submit(struct exchange *exchange, struct publication *pub
     return MHD_YES;
 }
 
+/* Who is to wait for the group has a place before the event is there. */
+static enum MHD_Result prepare_wait(struct exchange *exchange,
+                                    struct publication *publication)
+{
+    struct confirm *confirm = &publication->confirm;
+    struct err err;
+
+    if (confirm_read(exchange, confirm, &err) < 0)
+        return exchange_problem(exchange, MHD_HTTP_BAD_REQUEST, "%s", err.text);
+    if (confirm->exchange == NULL)
+        return submit(exchange, publication);
+    if (publication->request.many)
+        return exchange_problem(exchange, MHD_HTTP_BAD_REQUEST,
+                                "one event at a time can be waited for");
+    if (confirm_reserve(confirm, common_of(exchange)->groups) < 0)
+        return exchange_problem(exchange, MHD_HTTP_SERVICE_UNAVAILABLE,
+                                "too many wait already");
+    return submit(exchange, publication);
+}
+
 static enum MHD_Result begin_publication(struct exchange *exchange)
 {
     struct post_headers headers;
@@ -516,7 +493,7 @@ static enum MHD_Result begin_publication(struct exchange *exchange)
         return exchange_problem(exchange, 503, "no memory for the request");
     if (result < 0)
         return exchange_problem(exchange, problem.status, "%s", problem.detail.text);
-    return submit(exchange, publication);
+    return prepare_wait(exchange, publication);
 }
 
 /* 200: nothing is new, because all of it is under keys that were known. */
@@ -544,6 +521,13 @@ static enum MHD_Result answer_created(struct exchange *exchange,
                          request_answer(request));
 }
 
+static enum MHD_Result answer_confirmed(struct publication *publication)
+{
+    if (!publication->confirm.begun)
+        return confirm_wait(&publication->confirm, publication->request.events[0].seq);
+    return confirm_answer(&publication->confirm, request_answer(&publication->request));
+}
+
 static enum MHD_Result answer_conflict(struct exchange *exchange,
                                        const struct publication *publication)
 {
@@ -560,7 +544,7 @@ static enum MHD_Result answer_conflict(struct exchange *exchange,
 
 enum MHD_Result events_publish(struct exchange *exchange)
 {
-    const struct publication *publication = exchange->state;
+    struct publication *publication = exchange->state;
 
     if (exchange->body_status == 413)
         return refuse_large(exchange);
@@ -572,7 +556,9 @@ enum MHD_Result events_publish(struct exchange *exchange)
 
     switch (publication->publish.outcome) {
     case PUBLISH_DONE:
-        return answer_created(exchange, &publication->request);
+        return publication->confirm.exchange == NULL
+                   ? answer_created(exchange, &publication->request)
+                   : answer_confirmed(publication);
     case PUBLISH_REFUSED:
         return exchange_problem(exchange, 400, "%s", publication->publish.err.text);
     case PUBLISH_CONFLICT:

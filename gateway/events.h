@@ -8,20 +8,6 @@
 
 #include "base.h"
 #include "exchange.h"
-#include "publisher.h"
-#include "readers.h"
-#include "relay.h"
-
-/* What the endpoints need. [const] */
-struct events_common {
-    struct exchange_common
-        exchange; /* the first member: exchange->common is one of these */
-    struct publisher *publisher;
-    struct readers *readers;
-    const struct relay *relay;  /* NULL: nothing is relayed */
-    uint64_t publish_time_usec; /* from the last byte of a body to its answer */
-    size_t channels_max;        /* channels one subscriber may ask for */
-};
 
 /* GET /events: the stream (and HEAD: its headers). After it has been answered the exchange
  * is needed no longer: the stream lives with the connection. */

@@ -48,6 +48,7 @@ void exchange_free(struct exchange *exchange)
     if (exchange->state_free != NULL)
         exchange->state_free(exchange->state);
     buf_done(&exchange->body);
+    free(exchange->header_long);
     free(exchange);
 }
 
@@ -205,7 +206,9 @@ enum MHD_Result exchange_queue(struct exchange *exchange, unsigned status,
     if (exchange->close || shard_is_draining(exchange->connection->shard))
         exchange_add(exchange, response, MHD_HTTP_HEADER_CONNECTION, "close");
     if (exchange->header != NULL)
-        exchange_add(exchange, response, exchange->header, exchange->header_value);
+        exchange_add(exchange, response, exchange->header,
+                     exchange->header_long != NULL ? exchange->header_long
+                                                   : exchange->header_value);
     count_answer(exchange, status);
 
     const enum MHD_Result result =
@@ -217,11 +220,15 @@ enum MHD_Result exchange_queue(struct exchange *exchange, unsigned status,
 
 void exchange_say(struct exchange *exchange, const char *header, const char *value)
 {
-    const size_t len = MIN(strlen(value), sizeof(exchange->header_value) - 1);
+    const size_t len = strlen(value);
 
+    free(exchange->header_long);
+    exchange->header_long = len < sizeof(exchange->header_value) ? NULL : strdup(value);
     exchange->header = header;
-    memcpy(exchange->header_value, value, len);
-    exchange->header_value[len] = '\0';
+    if (len < sizeof(exchange->header_value))
+        memcpy(exchange->header_value, value, len + 1);
+    else if (exchange->header_long == NULL)
+        exchange->incomplete = true;
 }
 
 /* When waiting helps: in how many seconds, spread so that not all come back at once. */

@@ -49,7 +49,9 @@ struct exchange {
     bool incomplete;    /* there was no memory for a header of the answer */
     const char *header; /* one more for the answer, by exchange_say(); NULL: none */
     char header_value[64];
+    char *header_long; /* instead of it; heap */
 
+    bool takes_body;
     struct buf body;
     size_t body_max;
     unsigned body_status; /* what it will be answered, if it could not be taken whole */
@@ -77,7 +79,7 @@ void exchange_sleep(struct exchange *exchange);
 void exchange_wake(struct exchange *exchange);
 
 /* The answer will have this header too. One for each answer; `header` is a literal, the
- * value is copied, and cut to 63 bytes. */
+ * value is copied. Without memory for a long one exchange_queue() returns MHD_NO. */
 void exchange_say(struct exchange *exchange, const char *header, const char *value);
 
 /* Answers with that text, a heap string that is taken. NULL: there was no memory for it, and

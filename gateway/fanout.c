@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -278,8 +279,9 @@ static void add_stream(struct fanout *fanout, struct stream *stream)
     stats_add(fanout->settings.stats, STATS_STREAMS_OPENED, 1);
 }
 
-struct stream *fanout_subscribe(struct fanout *fanout, struct connection *connection,
-                                const struct stream_wishes *wishes)
+/* In all its channels; NULL: no memory. */
+static struct stream *make_stream(struct fanout *fanout, struct connection *connection,
+                                  const struct stream_wishes *wishes)
 {
     struct stream *stream =
         stream_new(wishes, connection, fanout->settings.poller, &fanout->settings.timing,
@@ -298,8 +300,45 @@ struct stream *fanout_subscribe(struct fanout *fanout, struct connection *connec
         return NULL;
     }
     count_channels(fanout);
-    add_stream(fanout, stream);
     return stream;
+}
+
+struct stream *fanout_subscribe(struct fanout *fanout, struct connection *connection,
+                                const struct stream_wishes *wishes)
+{
+    struct stream *stream = make_stream(fanout, connection, wishes);
+
+    if (stream != NULL)
+        add_stream(fanout, stream);
+    return stream;
+}
+
+int fanout_consume(struct fanout *fanout, struct connection *connection,
+                   const struct stream_wishes *wishes,
+                   const struct consumer_wishes *group, struct stream **ret_stream)
+{
+    const struct consumer_settings settings = {
+        .groups = fanout->settings.groups,
+        .stats = fanout->settings.stats,
+        .post = fanout->settings.post,
+        .argument = fanout->settings.argument,
+    };
+    struct stream *stream = make_stream(fanout, connection, wishes);
+    struct consumer_wishes wanted = *group;
+
+    if (stream == NULL)
+        return -ENOMEM;
+    wanted.knows_newest = ring_now(fanout->settings.reader, &wanted.newest);
+    const int r = consumer_join(stream, &wanted, &settings);
+    if (r < 0) {
+        leave_channels(fanout, stream);
+        count_channels(fanout);
+        stream_free(stream);
+        return r;
+    }
+    add_stream(fanout, stream);
+    *ret_stream = stream;
+    return 0;
 }
 
 static void stream_over(struct stream_owner *owner, struct stream *stream)
@@ -307,6 +346,8 @@ static void stream_over(struct stream_owner *owner, struct stream *stream)
     struct fanout *fanout = CONTAINER_OF(owner, struct fanout, owner);
 
     catchup_forget(fanout->catchup, stream);
+    if (stream->consumer != NULL)
+        consumer_over(stream->consumer);
     leave_channels(fanout, stream);
     count_channels(fanout);
     *stream->link = stream->next;
@@ -317,7 +358,9 @@ static void stream_over(struct stream_owner *owner, struct stream *stream)
 
 static void stream_writable(struct stream_owner *owner, struct stream *stream)
 {
-    if (stream->phase == STREAM_BEHIND)
+    if (stream->consumer != NULL)
+        consumer_writable(stream->consumer);
+    else if (stream->phase == STREAM_BEHIND)
         catchup_go_on(CONTAINER_OF(owner, struct fanout, owner)->catchup, stream);
 }
 
@@ -491,8 +534,12 @@ static size_t merge_runs(struct fanout *fanout, const struct stream *stream,
 static void send_choosy(struct fanout *fanout, struct stream *stream)
 {
     size_t places[STREAM_CHANNELS_MAX];
-    const size_t count = merge_runs(fanout, stream, places);
 
+    if (stream->consumer != NULL) {
+        consumer_news(stream->consumer);
+        return;
+    }
+    const size_t count = merge_runs(fanout, stream, places);
     if (count > 0)
         (void)stream_send(stream, fanout->frames, count, NULL, 0);
 }
@@ -544,8 +591,11 @@ void fanout_drain(struct fanout *fanout, uint64_t spread_usec)
 {
     const uint64_t first = clock_usec() + DELIVER_FIRST_USEC;
 
-    for (struct stream *stream = fanout->streams; stream != NULL; stream = stream->next)
+    for (struct stream *stream = fanout->streams; stream != NULL; stream = stream->next) {
+        if (stream->consumer != NULL)
+            consumer_leaves(stream->consumer);
         stream_finish_at(stream, first + clock_random(spread_usec));
+    }
 }
 
 void fanout_close(struct fanout *fanout)

@@ -21,6 +21,7 @@
 #define FANOUT_H
 
 #include "base.h"
+#include "consumer.h"
 #include "mailbox.h"
 #include "poller.h"
 #include "relay.h"
@@ -38,6 +39,7 @@ struct fanout_settings {
     struct stream_timing timing;
     struct replay *replay;
     struct relay *relay; /* NULL: nothing is relayed */
+    struct groups *groups;
     /* Called on any thread: the letter is to be delivered on the shard's. */
     void (*post)(void *argument, struct mail *mail);
     void *argument;
@@ -62,6 +64,14 @@ void fanout_free(struct fanout *fanout); /* every stream is over */
  * many channels are relayed. */
 struct stream *fanout_subscribe(struct fanout *fanout, struct connection *connection,
                                 const struct stream_wishes *wishes) MUST_CHECK;
+
+/* A new consumer of a group: a stream of wishes->channels' one channel, which is
+ * STREAM_AT_NOWHERE. An event that is committed after the answer's header has been seen is the
+ * group's, even if it is a new one. -ENOMEM, -EAGAIN, -ESHUTDOWN: as consumer_join(). */
+int fanout_consume(struct fanout *fanout, struct connection *connection,
+                   const struct stream_wishes *wishes,
+                   const struct consumer_wishes *group,
+                   struct stream **ret_stream) MUST_CHECK;
 
 /* Begins a turn of the shard's loop at that time. */
 void fanout_turn(struct fanout *fanout, uint64_t now_usec);

@@ -4,14 +4,16 @@
 #include <strings.h>
 
 #include "clock.h"
+#include "common.h"
 #include "events.h"
 #include "exchange.h"
 #include "http.h"
+#include "jobs.h"
 #include "shard.h"
 #include "slowest.h"
 
-/* Of what somebody sent, so much is repeated in a complaint about it. */
-#define QUOTED_MAX 200
+/* Of a path that leads nowhere, so much is repeated. */
+#define PATH_QUOTED_MAX 200
 
 /* Bodies being received, all together, may weigh so many times one body's limit. */
 #define BODIES_MAX 64
@@ -28,6 +30,9 @@ struct route {
     const char *allow; /* for OPTIONS and 405 */
     exchange_endpoint *get;
     exchange_endpoint *post;
+    exchange_endpoint *delete;
+    /* Asked before the body is read; see events_check(). */
+    bool (*check)(struct exchange *exchange, enum MHD_Result *ret_result);
 };
 
 /* Stands for the exchange of a connection that has become a stream, which needs none. */
@@ -60,6 +65,7 @@ struct http *http_new(const struct http_settings *settings)
                      .retry_usec = settings->retry_usec},
         .publisher = settings->publisher,
         .readers = settings->readers,
+        .groups = settings->groups,
         .publish_time_usec = settings->publish_time_usec,
         .relay = settings->relay,
         .channels_max = settings->channels_max,
@@ -295,16 +301,34 @@ static enum MHD_Result answer_page(struct exchange *exchange)
 /* -- routes -- */
 
 static const struct route routes[] = {
-    {"/events", "GET, HEAD, POST, OPTIONS", events_subscribe, events_publish},
-    {"/healthz", "GET, HEAD, OPTIONS", answer_healthz, NULL},
-    {"/readyz", "GET, HEAD, OPTIONS", answer_readyz, NULL},
-    {"/metrics", "GET, HEAD, OPTIONS", answer_metrics, NULL},
-    {"/streams", "GET, HEAD, OPTIONS", slowest_list, NULL},
+    {"/events", "GET, HEAD, POST, OPTIONS", .get = events_subscribe,
+     .post = events_publish, .check = events_check},
+    {"/groups", "GET, HEAD, DELETE, OPTIONS", .get = jobs_groups, .delete = jobs_remove},
+    {"/healthz", "GET, HEAD, OPTIONS", .get = answer_healthz},
+    {"/readyz", "GET, HEAD, OPTIONS", .get = answer_readyz},
+    {"/metrics", "GET, HEAD, OPTIONS", .get = answer_metrics},
+    {"/streams", "GET, HEAD, OPTIONS", .get = slowest_list},
 };
 
-static const struct route event_route = {"/events/", "GET, HEAD, OPTIONS", events_read,
-                                         NULL};
-static const struct route page_route = {"/", "GET, HEAD, OPTIONS", answer_page, NULL};
+/* What stands behind an event's, or a delivery's, id. */
+static const struct route event_routes[] = {
+    {"", "GET, HEAD, OPTIONS", .get = events_read},
+    {"/ack", "POST, OPTIONS", .post = jobs_ack, .check = jobs_check},
+    {"/nack", "POST, OPTIONS", .post = jobs_nack, .check = jobs_check},
+    {"/result", "GET, HEAD, OPTIONS", .get = jobs_result},
+};
+static const struct route page_route = {"/", "GET, HEAD, OPTIONS", .get = answer_page};
+
+static const struct route *find_event_route(const char *id)
+{
+    const char *rest = id + strcspn(id, "/");
+
+    for (size_t i = 1; i < ARRAY_SIZE(event_routes); i++) {
+        if (strcmp(rest, event_routes[i].path) == 0)
+            return &event_routes[i];
+    }
+    return &event_routes[0]; /* there is no event of such an id */
+}
 
 static const struct route *find_route(const struct http *http, const char *path)
 {
@@ -312,8 +336,8 @@ static const struct route *find_route(const struct http *http, const char *path)
         if (strcmp(path, routes[i].path) == 0)
             return &routes[i];
     }
-    if (strncmp(path, event_route.path, strlen(event_route.path)) == 0)
-        return &event_route;
+    if (strncmp(path, "/events/", strlen("/events/")) == 0)
+        return find_event_route(path + strlen("/events/"));
     return page_find(http->settings.page, path) != NULL ? &page_route : NULL;
 }
 
@@ -349,15 +373,18 @@ static enum MHD_Result begin(struct http *http, struct exchange *exchange)
     if (route == NULL) {
         exchange->close = strcmp(method, MHD_HTTP_METHOD_GET) != 0;
         return exchange_problem(exchange, MHD_HTTP_NOT_FOUND, "there is nothing at %.*s",
-                                (int)event_text_cut(exchange->path, QUOTED_MAX),
+                                (int)event_text_cut(exchange->path, PATH_QUOTED_MAX),
                                 exchange->path);
     }
-    if (strcmp(method, MHD_HTTP_METHOD_GET) == 0 ||
-        strcmp(method, MHD_HTTP_METHOD_HEAD) == 0)
+    if (route->get != NULL && (strcmp(method, MHD_HTTP_METHOD_GET) == 0 ||
+                               strcmp(method, MHD_HTTP_METHOD_HEAD) == 0))
         exchange->endpoint = route->get;
     else if (strcmp(method, MHD_HTTP_METHOD_POST) == 0 && route->post != NULL) {
         exchange->endpoint = route->post;
-        (void)events_check(exchange, &result);
+        exchange->takes_body = route->check(exchange, &result);
+    } else if (strcmp(method, MHD_HTTP_METHOD_DELETE) == 0 && route->delete != NULL) {
+        exchange->endpoint = route->delete;
+        exchange->close = true; /* it may have a body that nobody will read */
     } else if (strcmp(method, MHD_HTTP_METHOD_OPTIONS) == 0)
         return answer_options(exchange, route);
     else
@@ -413,7 +440,7 @@ static void take_body(struct http *http, struct exchange *exchange, const char *
 {
     const size_t before = exchange->body.len;
 
-    if (exchange->body_status != 0 || exchange->endpoint != events_publish)
+    if (exchange->body_status != 0 || !exchange->takes_body)
         return;
     if (before + len > exchange->body_max)
         exchange->body_status = MHD_HTTP_CONTENT_TOO_LARGE;

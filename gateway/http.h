@@ -5,6 +5,8 @@
  *
  *   /events         GET, HEAD, POST     events.h
  *   /events/<id>    GET, HEAD           events.h
+ *   /events/<id>/…  POST, GET, HEAD     jobs.h: ack, nack, result
+ *   /groups         GET, HEAD, DELETE   jobs.h
  *   /healthz        GET, HEAD           the process is alive
  *   /readyz         GET, HEAD           notifications are listened to, writing is possible
  *   /metrics        GET, HEAD           stats.h
@@ -23,6 +25,7 @@
 #include <microhttpd.h>
 
 #include "base.h"
+#include "groups.h"
 #include "listener.h"
 #include "page.h"
 #include "publisher.h"
@@ -38,6 +41,7 @@ struct http_settings {
     struct publisher *publisher;
     struct readers *readers;
     const struct relay *relay; /* NULL: nothing is relayed */
+    struct groups *groups;
     const struct page *page;
     const char *cors_origins;
     uint64_t retry_usec;

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "groups.h"
 #include "http.h"
 #include "listener.h"
 #include "log.h"
@@ -73,6 +74,7 @@ struct serve {
     struct readers *readers;
     struct replay *replay;
     struct retention *retention;
+    struct groups *groups;
     struct page *page;
     struct http *http;
     struct shards *shards;
@@ -263,8 +265,16 @@ static int build_doors(struct serve *serve, struct err *err)
         .events_usec = config->events.retention_usec,
         .stats = serve->stats,
     });
+    serve->groups = groups_new(&(struct groups_settings){
+        .dsn = config->database.listen_dsn,
+        .password = config->database.password,
+        .schema_version = MIGRATE_SCHEMA_VERSION,
+        .consumers_max = config->limits.consumers_count,
+        .waits_max = config->limits.waits_count,
+        .stats = serve->stats,
+    });
     if (serve->listener == NULL || serve->publisher == NULL || serve->readers == NULL ||
-        serve->replay == NULL || serve->retention == NULL)
+        serve->replay == NULL || serve->retention == NULL || serve->groups == NULL)
         return err_set(err, -ENOMEM, "no memory for the database's threads");
     return 0;
 }
@@ -282,6 +292,7 @@ static int build_front(struct serve *serve, struct err *err)
         .publisher = serve->publisher,
         .readers = serve->readers,
         .relay = serve->relay,
+        .groups = serve->groups,
         .page = serve->page,
         .cors_origins = config->http.cors_origins,
         .retry_usec = config->stream.retry_usec,
@@ -311,6 +322,7 @@ static int build_shards(struct serve *serve, struct err *err)
             .ring = serve->ring,
             .replay = serve->replay,
             .relay = serve->relay,
+            .groups = serve->groups,
             .stats = serve->stats,
             .timing = {.heartbeat_usec = config->stream.heartbeat_usec,
                        .retry_usec = config->stream.retry_usec,
@@ -359,6 +371,8 @@ static int start(struct serve *serve, struct err *err)
     if (result == 0)
         result = retention_start(serve->retention, err);
     if (result == 0)
+        result = groups_start(serve->groups, err);
+    if (result == 0)
         result = shards_start(serve->shards, err);
     if (result < 0)
         return result;
@@ -405,7 +419,8 @@ static void feed_watchdog(const struct serve *serve)
     const uint64_t shards_since = now - MIN(now, SHARD_STUCK_USEC);
     bool alive = is_alive(listener_thread(serve->listener), doors_since) &&
                  is_alive(publisher_thread(serve->publisher), doors_since) &&
-                 is_alive(retention_thread(serve->retention), doors_since);
+                 is_alive(retention_thread(serve->retention), doors_since) &&
+                 is_alive(groups_thread(serve->groups), doors_since);
 
     for (unsigned i = 0; i < readers_count(serve->readers); i++)
         alive = alive && is_alive(readers_thread(serve->readers, i), doors_since);
@@ -485,6 +500,7 @@ static void stop(struct serve *serve)
     (void)!write(serve->stop_fd, &one, sizeof(one));
     publisher_stop(serve->publisher, USEC_PER_SEC);
     readers_stop(serve->readers);
+    groups_stop(serve->groups, USEC_PER_SEC);
     retention_stop(serve->retention);
     listener_stop(serve->listener);
     shards_stop(serve->shards);
@@ -495,6 +511,7 @@ static void take_down(struct serve *serve)
     shards_free(serve->shards);
     http_free(serve->http);
     page_free(serve->page);
+    groups_free(serve->groups);
     retention_free(serve->retention);
     replay_free(serve->replay);
     readers_free(serve->readers);

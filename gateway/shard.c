@@ -461,6 +461,7 @@ static int make_rooms(struct shard *shard, struct err *err)
         .timing = settings->timing,
         .replay = settings->replay,
         .relay = settings->relay,
+        .groups = settings->groups,
         .post = post,
         .argument = shard,
         .lags = shard->all->lags,

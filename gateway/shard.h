@@ -49,6 +49,7 @@ struct shard_settings {
     struct ring *ring;
     struct replay *replay; /* outlives the shards */
     struct relay *relay;   /* likewise; NULL: nothing is relayed */
+    struct groups *groups; /* likewise */
     struct stats *stats;
     struct stream_timing timing;
     size_t header_max;         /* bytes */

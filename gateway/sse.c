@@ -84,8 +84,14 @@ static size_t body_length(const struct event *event, size_t id_len)
 struct sse_frame *sse_frame_new(const struct event *event)
 {
     char id[EVENT_ID_MAX_BYTES + 1];
+
+    return sse_frame_new_as(event, id, event_id_format(event->seq, id));
+}
+
+struct sse_frame *sse_frame_new_as(const struct event *event, const char *id,
+                                   size_t id_len)
+{
     char head[SSE_CHUNK_HEAD_MAX + 1];
-    const size_t id_len = event_id_format(event->seq, id);
     const size_t body_len = body_length(event, id_len);
     const size_t head_len = sse_chunk_head(body_len, head);
     const size_t len = head_len + body_len + 2;

@@ -45,6 +45,10 @@ struct sse_frame {
 
 /* Encodes the event. NULL: no memory, or larger than 4 GiB once encoded. */
 struct sse_frame *sse_frame_new(const struct event *event) MUST_CHECK;
+
+/* The same with another id than the event's own. */
+struct sse_frame *sse_frame_new_as(const struct event *event, const char *id,
+                                   size_t id_len) MUST_CHECK;
 void sse_frame_free(struct sse_frame *frame);
 
 /* What the frame weighs, for the ring's accounts. */

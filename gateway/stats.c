@@ -81,6 +81,14 @@ static const struct figure counters[STATS_COUNTER_COUNT] = {
     [STATS_DELIVERIES_PURGED] =
         {"deliveries_purged_total", NULL,
          "Deliveries to groups deleted by this gateway because their events are gone."},
+    [STATS_GROUPS_CLAIMS] = {"groups_claims_total", NULL,
+                             "Questions to the database for deliveries."},
+    [STATS_GROUPS_DELIVERIES] = {"groups_deliveries_total", NULL,
+                                 "Events handed to consumers of groups."},
+    [STATS_GROUPS_REDELIVERIES] = {"groups_redeliveries_total", NULL,
+                                   "Of these, those that were not the first attempt."},
+    [STATS_GROUPS_ACKS] = {"groups_acks_total", NULL, "Deliveries acknowledged by POST."},
+    [STATS_GROUPS_NACKS] = {"groups_nacks_total", NULL, "Deliveries given back by POST."},
 };
 
 static const struct figure gauges[STATS_GAUGE_COUNT] = {
@@ -110,6 +118,11 @@ static const struct figure gauges[STATS_GAUGE_COUNT] = {
                               "Relayed channels that are listened to."},
     [STATS_PURGED_SEQ] = {"purged_seq", NULL,
                           "Highest number deleted, as of the last look of retention."},
+    [STATS_GROUPS_CONSUMERS] = {"groups_consumers", NULL, "Open streams of groups."},
+    [STATS_GROUPS_IN_HAND] = {"groups_in_hand", NULL,
+                              "Deliveries that consumers have not acknowledged yet."},
+    [STATS_GROUPS_WAITS] = {"groups_waits", NULL,
+                            "POSTs that wait for an acknowledgement, or will."},
 };
 
 static const struct figure histograms[STATS_HISTOGRAM_COUNT] = {

@@ -46,9 +46,14 @@ enum stats_counter {
     STATS_LISTENER_NOTIFICATIONS,
     STATS_RELAY_NOTIFICATIONS, /* of applications, put into the ring */
     STATS_LISTENER_FETCHES,
-    STATS_EVENTS_PURGED,     /* deleted by this gateway because of their age */
-    STATS_KEYS_PURGED,       /* likewise, of those that make sending again safe */
-    STATS_DELIVERIES_PURGED, /* likewise, of what groups were handed */
+    STATS_EVENTS_PURGED,       /* deleted by this gateway because of their age */
+    STATS_KEYS_PURGED,         /* likewise, of those that make sending again safe */
+    STATS_DELIVERIES_PURGED,   /* likewise, of what groups were handed */
+    STATS_GROUPS_CLAIMS,       /* questions for deliveries that were answered */
+    STATS_GROUPS_DELIVERIES,   /* handed to consumers of groups */
+    STATS_GROUPS_REDELIVERIES, /* of these, not the event's first to its group */
+    STATS_GROUPS_ACKS,         /* taken by POST */
+    STATS_GROUPS_NACKS,        /* likewise */
     STATS_COUNTER_COUNT
 };
 
@@ -68,6 +73,9 @@ enum stats_gauge {
     STATS_PUBLISH_WAITING,   /* events waiting for their batch */
     STATS_RELAY_CHANNELS,    /* listened to for subscribers */
     STATS_PURGED_SEQ,        /* ids below it can no longer be resumed from exactly */
+    STATS_GROUPS_CONSUMERS,  /* raised and lowered with stats_gauge_add */
+    STATS_GROUPS_IN_HAND,    /* deliveries at consumers, not acknowledged */
+    STATS_GROUPS_WAITS,      /* raised and lowered: POSTs with ?wait= */
     STATS_GAUGE_COUNT
 };
 

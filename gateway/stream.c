@@ -138,6 +138,7 @@ struct stream *stream_new(const struct stream_wishes *wishes,
         return NULL;
     }
     stream->everything = wishes->chunked && wishes->channel_count == 1 &&
+                         wishes->place != STREAM_AT_NOWHERE &&
                          filter_takes_everything(&stream->filter);
     count_memory(stream, memory_of(stream));
     return stream;
@@ -170,7 +171,8 @@ bool stream_lag(const struct stream *stream, uint64_t newest, uint64_t *ret_even
     const bool is_live = stream->phase == STREAM_LIVE;
     const uint64_t seq = is_live ? stream->owner->seq : stream->seq;
 
-    if (!is_live && stream->place != STREAM_AT_SEQ && stream->place != STREAM_AT_ID)
+    if (stream->place == STREAM_AT_NOWHERE ||
+        (!is_live && stream->place != STREAM_AT_SEQ && stream->place != STREAM_AT_ID))
         return false;
     *ret_events = newest - MIN(seq, newest);
     return true;
@@ -572,7 +574,8 @@ static void send_heartbeat(struct stream *stream)
 {
     if (stream->rest != NULL || stream->offset > 0)
         return;
-    if (stream->phase == STREAM_LIVE && stream->told_seq < stream->owner->seq)
+    if (stream->phase == STREAM_LIVE && stream->place != STREAM_AT_NOWHERE &&
+        stream->told_seq < stream->owner->seq)
         stream_tell_place(stream);
     else
         (void)send_own(stream, HEARTBEAT, strlen(HEARTBEAT));

@@ -58,6 +58,7 @@ enum stream_place {
     STREAM_AT_LAST,     /* with the newest `last_count` of its events */
     STREAM_AT_ID,       /* after an id that the client claims to have */
     STREAM_AT_SEQ,      /* after `seq`, which is known to be of this database */
+    STREAM_AT_NOWHERE,  /* it is fed by a group, and never told an event's id */
 };
 
 /* Of a subscriber to channels that are relayed (relay.h): what is not stored comes from the
@@ -148,6 +149,7 @@ struct stream {
     struct stream_ear *ear; /* heap; NULL: nothing is relayed to it */
 
     /* The owner's own. */
+    struct consumer *consumer; /* of STREAM_AT_NOWHERE */
     struct inquiry *inquiry;
     bool replays;
     bool in_vain;

@@ -28,6 +28,8 @@ static const char *kind_word(enum thread_kind kind)
         return "reader";
     case THREAD_RETENTION:
         return "retention";
+    case THREAD_GROUPS:
+        return "groups";
     case THREAD_SHARD:
         return "shard";
     }

@@ -7,6 +7,7 @@
  *   publisher   the batch in flight                        PostgreSQL
  *   reader/N    stored events, one by one or in pages      PostgreSQL
  *   retention   deletes what is old, in batches            PostgreSQL
+ *   groups      claims, acknowledgements, who waits        PostgreSQL
  *   shard/N     its connections, its epoll, its index      its epoll only
  *
  * Between threads: the ring (listener to shards), one mailbox a thread (everything else).
@@ -30,6 +31,7 @@ enum thread_kind {
     THREAD_PUBLISHER,
     THREAD_READER,
     THREAD_RETENTION,
+    THREAD_GROUPS,
     THREAD_SHARD,
 };
 

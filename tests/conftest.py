@@ -2,6 +2,7 @@
 
     pg                a fresh, migrated database of the test's own
     gateway           a gateway on that database, ready
+    two               two of them on one database
     gateway_factory   more gateways, with other settings
     empty_database    a fresh database without any migration
     postgres          a PostgreSQL server of the test's own, to be crashed or frozen
@@ -156,6 +157,12 @@ def gateway_factory(request, directory):
 @pytest.fixture
 def gateway(pg, gateway_factory):
     return gateway_factory(pg)
+
+
+@pytest.fixture
+def two(pg, gateway_factory):
+    """Two gateways on that database."""
+    return gateway_factory(pg), gateway_factory(pg)
 
 
 @pytest.fixture

@@ -1,0 +1,111 @@
+/*
+ * claim.c - the statements of the groups.
+ */
+#include "claim.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+/* What is lost with the power can be done without. */
+#define LOOSELY "pg_catalog.set_config('synchronous_commit', 'off', true)"
+
+/* No number of ours, so that it collides with nobody's: a hash of what it is for. */
+#define LOCK_OF(channel, group)                                                          \
+    "(pg_catalog.hashtextextended(pg_catalog.format('pg-sse-gateway group %L "           \
+    "%L', " channel ", " group "), 0))"
+
+static void format_usec(char ret_text[40], uint64_t usec)
+{
+    (void)snprintf(ret_text, 40, "%" PRIu64 " microseconds", usec);
+}
+
+int claim_run(const struct claim *claim, struct database *database,
+              uint64_t deadline_usec, PGresult **ret_result, struct err *err)
+{
+    char max[16], attempts[16], lease[40], bytes[24];
+    const char *values[] = {
+        claim->channel, claim->group, max,
+        lease,          claim->start, claim->attempts > 0 ? attempts : NULL,
+        bytes};
+    const struct database_query query = {
+        .sql = "SELECT c.id, c.type, c.data, " LOOSELY
+               " FROM gateway.claim($1, $2, $3::int4, $4::interval, $5, $6::int4, "
+               "$7::int8) c",
+        .name = "groups_claim",
+        .count = 7,
+        .values = values,
+    };
+
+    (void)snprintf(max, sizeof(max), "%u", claim->max);
+    (void)snprintf(attempts, sizeof(attempts), "%u", claim->attempts);
+    (void)snprintf(bytes, sizeof(bytes), "%zu", claim->bytes_max);
+    format_usec(lease, claim->lease_usec);
+    return database_query(database, &query, deadline_usec, ret_result, err);
+}
+
+int claim_give_back(struct pairs *deliveries, struct database *database,
+                    uint64_t deadline_usec, struct err *err)
+{
+    return pairs_query(deliveries, "SELECT gateway.release($1, $2), " LOOSELY, NULL,
+                       database, deadline_usec, NULL, err);
+}
+
+int claim_renew(struct pairs *deliveries, uint64_t lease_usec, struct database *database,
+                uint64_t deadline_usec, PGresult **ret_result, struct err *err)
+{
+    char lease[40];
+
+    format_usec(lease, lease_usec);
+    return pairs_query(deliveries,
+                       "SELECT r.id, " LOOSELY " FROM gateway.renew($1, $2, nullif("
+                       "$3::interval, '0')) AS r (id)",
+                       lease, database, deadline_usec, ret_result, err);
+}
+
+int claim_tell_freed(struct pairs *deliveries, struct database *database,
+                     uint64_t deadline_usec, struct err *err)
+{
+    return pairs_query(deliveries,
+                       "SELECT pg_catalog.pg_notify('gateway_freed', d.id || ' ' || "
+                       "d.name), " LOOSELY " FROM ROWS FROM (pg_catalog.unnest($1), "
+                       "pg_catalog.unnest($2)) AS d (id, name)",
+                       NULL, database, deadline_usec, NULL, err);
+}
+
+int claim_recall(const char *channel, const char *group, struct database *database,
+                 uint64_t deadline_usec, struct err *err)
+{
+    const char *values[] = {channel, group};
+    const struct database_query query = {
+        .sql = "SELECT gateway.recall($1, $2)", .count = 2, .values = values};
+
+    return database_query(database, &query, deadline_usec, NULL, err);
+}
+
+int claim_try_lock(const char *channel, const char *group, struct database *database,
+                   uint64_t deadline_usec, bool *ret_locked, struct err *err)
+{
+    CLEANUP(database_clear) PGresult *result = NULL;
+    const char *values[] = {channel, group};
+    const struct database_query query = {
+        .sql = "SELECT pg_catalog.pg_try_advisory_lock" LOCK_OF("$1::text", "$2::text"),
+        .count = 2,
+        .values = values,
+    };
+    const int r = database_query(database, &query, deadline_usec, &result, err);
+
+    if (r == 0)
+        *ret_locked = PQgetvalue(result, 0, 0)[0] == 't';
+    return r;
+}
+
+int claim_unlock(struct pairs *groups, struct database *database, uint64_t deadline_usec,
+                 struct err *err)
+{
+    return pairs_query(
+        groups,
+        "SELECT pg_catalog.pg_advisory_unlock" LOCK_OF(
+            "g.channel", "g.name") " FROM ROWS FROM (pg_catalog.unnest($1), "
+                                   "pg_catalog.unnest($2)) AS g (channel, name)",
+        NULL, database, deadline_usec, NULL, err);
+}

@@ -1,0 +1,56 @@
+/*
+ * claim.h - the statements of the groups: more deliveries, and what becomes of them.
+ *
+ * Threads: its owner's, which has the connection. Failures: as in database.h.
+ */
+#ifndef CLAIM_H
+#define CLAIM_H
+
+#include "base.h"
+#include "database.h"
+#include "pairs.h"
+
+struct claim {
+    const char *channel;
+    const char *group;
+    const char *start; /* if it is a new group: "now", "earliest", or an event's id */
+    unsigned max;      /* deliveries */
+    unsigned attempts; /* for each event of the group; 0: as it is */
+    uint64_t lease_usec;
+    size_t bytes_max; /* of data, but for the first delivery */
+};
+
+/* The columns of a claim. */
+enum { CLAIM_ID, CLAIM_TYPE, CLAIM_DATA };
+
+/* A claim that is lost with the power comes again: it does not wait for the disk. */
+int claim_run(const struct claim *claim, struct database *database,
+              uint64_t deadline_usec, PGresult **ret_result, struct err *err) MUST_CHECK;
+
+/* Deliveries and their groups: they are due at once. */
+int claim_give_back(struct pairs *deliveries, struct database *database,
+                    uint64_t deadline_usec, struct err *err) MUST_CHECK;
+
+/* Their leases begin anew; 0: they stay as they are. The result's first column: the ids of those
+ * that are not held any more. */
+int claim_renew(struct pairs *deliveries, uint64_t lease_usec, struct database *database,
+                uint64_t deadline_usec, PGresult **ret_result,
+                struct err *err) MUST_CHECK;
+
+/* Tells the other gateways that they were acknowledged. */
+int claim_tell_freed(struct pairs *deliveries, struct database *database,
+                     uint64_t deadline_usec, struct err *err) MUST_CHECK;
+
+/* Everything of the group that is in flight is due at once. */
+int claim_recall(const char *channel, const char *group, struct database *database,
+                 uint64_t deadline_usec, struct err *err) MUST_CHECK;
+
+/* The lock of the group's holder, which this session has until claim_unlock(), or its end. */
+int claim_try_lock(const char *channel, const char *group, struct database *database,
+                   uint64_t deadline_usec, bool *ret_locked, struct err *err) MUST_CHECK;
+
+/* Channels and groups. */
+int claim_unlock(struct pairs *groups, struct database *database, uint64_t deadline_usec,
+                 struct err *err) MUST_CHECK;
+
+#endif

@@ -1,0 +1,258 @@
+/*
+ * waits.c - who waits for an event to be acknowledged, until it is or the time is over.
+ */
+#include "waits.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "clock.h"
+
+#define LOOK_USEC USEC_PER_SEC
+
+/* A row that is lost with the power costs its waiter a second: none waits for the disk. */
+#define LOOSELY "pg_catalog.set_config('synchronous_commit', 'off', true)"
+
+static void add_pair(struct pairs *pairs, const struct wait *wait)
+{
+    char seq[24];
+
+    (void)snprintf(seq, sizeof(seq), "%" PRIu64, wait->seq);
+    pairs_add(pairs, seq, wait->group);
+}
+
+/* ---- those who wait ---- */
+
+void waits_init(struct waits *waits)
+{
+    *waits = (struct waits){.look_usec = 0};
+    array_init(&waits->over, ARRAY_TEXT_OID);
+}
+
+void waits_done(struct waits *waits)
+{
+    array_done(&waits->over);
+}
+
+void waits_add(struct waits *waits, struct wait *wait)
+{
+    wait->row = 0;
+    wait->look = false;
+    wait->result = NULL;
+    wait->next = waits->first;
+    wait->link = &waits->first;
+    if (wait->next != NULL)
+        wait->next->link = &wait->next;
+    waits->first = wait;
+}
+
+static void tell(struct waits *waits, struct wait *wait, enum wait_outcome outcome)
+{
+    char row[24];
+
+    (void)snprintf(row, sizeof(row), "%" PRIu64, wait->row);
+    if (wait->row != 0)
+        array_add_text(&waits->over, row);
+    *wait->link = wait->next;
+    if (wait->next != NULL)
+        wait->next->link = wait->link;
+    wait->outcome = outcome;
+    wait->done(wait); /* the waiter's again, and perhaps gone */
+}
+
+void waits_bell(struct waits *waits, const char *payload)
+{
+    char *group;
+    const uint64_t seq = strtoull(payload, &group, 10);
+
+    if (*group++ != ' ')
+        return;
+    for (struct wait *wait = waits->first; wait != NULL; wait = wait->next) {
+        if (wait->seq == seq && strcmp(wait->group, group) == 0)
+            wait->look = true;
+    }
+}
+
+void waits_begin_anew(struct waits *waits)
+{
+    waits->not_before_usec = 0;
+    for (struct wait *wait = waits->first; wait != NULL; wait = wait->next)
+        wait->look = true;
+}
+
+void waits_expire(struct waits *waits, bool all)
+{
+    const uint64_t now = clock_usec();
+
+    for (struct wait *wait = waits->first, *next; wait != NULL; wait = next) {
+        next = wait->next;
+        if (all || now >= wait->deadline_usec)
+            tell(waits, wait, WAIT_LATE);
+    }
+}
+
+uint64_t waits_due_usec(const struct waits *waits)
+{
+    uint64_t due = waits->over.count > 0 ? 0 : CLOCK_NEVER;
+    uint64_t deadline = CLOCK_NEVER;
+
+    for (const struct wait *wait = waits->first; wait != NULL; wait = wait->next) {
+        due = wait->look || wait->row == 0 ? 0 : MIN(due, waits->look_usec);
+        deadline = MIN(deadline, wait->deadline_usec);
+    }
+    return MIN(deadline, MAX(due, waits->not_before_usec));
+}
+
+/* ---- in the database ---- */
+
+static int take_over_away(struct waits *waits, struct database *database,
+                          uint64_t deadline_usec, struct err *err)
+{
+    int len = 0;
+    const char *values[] = {array_value(&waits->over, &len)};
+    const struct database_query query = {
+        .sql = "WITH over AS (DELETE FROM gateway.waits w USING pg_catalog.unnest($1) "
+               "AS o (id) WHERE w.id = o.id::int8) SELECT " LOOSELY,
+        .count = 1,
+        .types = (const Oid[]){ARRAY_TEXTS_OID},
+        .values = values,
+        .lengths = &len,
+        .formats = (const int[]){1},
+    };
+    int r = 0;
+
+    if (waits->over.count == 0)
+        return 0;
+    if (values[0] != NULL)
+        r = database_query(database, &query, deadline_usec, NULL, err);
+    /* What was not done is left to retention. */
+    array_done(&waits->over);
+    array_init(&waits->over, ARRAY_TEXT_OID);
+    return r;
+}
+
+/* The rows' ids come in the order in which the new ones stand in the list. */
+static void take_rows(struct waits *waits, const PGresult *result)
+{
+    int row = 0;
+
+    for (struct wait *wait = waits->first; wait != NULL; wait = wait->next) {
+        if (wait->row != 0 || row == PQntuples(result))
+            continue;
+        wait->row = strtoull(PQgetvalue(result, row++, 0), NULL, 10);
+        wait->look = true;
+    }
+}
+
+static int register_new(struct waits *waits, struct database *database,
+                        uint64_t deadline_usec, struct err *err)
+{
+    CLEANUP(database_clear) PGresult *result = NULL;
+    struct pairs pairs;
+    int r = 0;
+
+    pairs_init(&pairs);
+    for (struct wait *wait = waits->first; wait != NULL; wait = wait->next) {
+        if (wait->row == 0)
+            add_pair(&pairs, wait);
+    }
+    if (pairs_count(&pairs) > 0)
+        r = pairs_query(
+            &pairs,
+            "INSERT INTO gateway.waits (seq, group_name) "
+            "SELECT w.seq::int8, w.name FROM ROWS FROM (pg_catalog.unnest($1), "
+            "pg_catalog.unnest($2)) WITH ORDINALITY AS w (seq, name, place) "
+            "ORDER BY w.place RETURNING id, " LOOSELY,
+            NULL, database, deadline_usec, &result, err);
+    pairs_done(&pairs);
+    if (r == 0)
+        take_rows(waits, result);
+    return r;
+}
+
+/* Rows: the place among those who were asked for, what became of it, and its result. */
+static void take_answers(struct waits *waits, struct wait *const *asked,
+                         const PGresult *result)
+{
+    for (int i = 0; i < PQntuples(result); i++) {
+        struct wait *wait = asked[strtoull(PQgetvalue(result, i, 0), NULL, 10) - 1];
+        const bool dead = strcmp(PQgetvalue(result, i, 1), "dead") == 0;
+
+        if (!PQgetisnull(result, i, 2)) {
+            wait->result = strdup(PQgetvalue(result, i, 2));
+            if (wait->result == NULL) {
+                wait->look = true; /* once more, when there is memory */
+                continue;
+            }
+        }
+        tell(waits, wait, dead ? WAIT_DEAD : WAIT_ACKNOWLEDGED);
+    }
+}
+
+static size_t list_looks(struct waits *waits, bool all, struct wait **ret_asked,
+                         struct pairs *ret_pairs)
+{
+    size_t count = 0;
+
+    for (struct wait *wait = waits->first; wait != NULL; wait = wait->next) {
+        if (!all && !wait->look)
+            continue;
+        if (ret_asked != NULL) {
+            ret_asked[count] = wait;
+            add_pair(ret_pairs, wait);
+            wait->look = false;
+        }
+        count++;
+    }
+    return count;
+}
+
+static int look(struct waits *waits, struct database *database, uint64_t deadline_usec,
+                struct err *err)
+{
+    const bool all = clock_usec() >= waits->look_usec;
+    const size_t count = list_looks(waits, all, NULL, NULL);
+    CLEANUP(database_clear) PGresult *result = NULL;
+    struct pairs pairs;
+
+    if (all)
+        waits->look_usec = clock_usec() + LOOK_USEC;
+    if (count == 0)
+        return 0;
+    struct wait **asked = calloc(count, sizeof(struct wait *));
+    if (asked == NULL)
+        return err_set(err, -ENOMEM, "no memory for those who wait");
+    pairs_init(&pairs);
+    (void)list_looks(waits, all, asked, &pairs);
+    const int r =
+        pairs_query(&pairs,
+                    "SELECT w.place, r.state, r.result FROM ROWS FROM "
+                    "(pg_catalog.unnest($1::int8[]), "
+                    "pg_catalog.unnest($2)) WITH ORDINALITY AS w (seq, name, place) "
+                    "CROSS JOIN LATERAL gateway.result(w.seq, w.name) r "
+                    "WHERE r.state IN ('acknowledged', 'dead')",
+                    NULL, database, deadline_usec, &result, err);
+    pairs_done(&pairs);
+    if (r == 0)
+        take_answers(waits, asked, result);
+    free(asked);
+    return r;
+}
+
+int waits_turn(struct waits *waits, struct database *database, uint64_t deadline_usec,
+               struct err *err)
+{
+    if (clock_usec() < waits->not_before_usec)
+        return 0;
+    int r = take_over_away(waits, database, deadline_usec, err);
+
+    if (r == 0)
+        r = register_new(waits, database, deadline_usec, err);
+    if (r == 0)
+        r = look(waits, database, deadline_usec, err);
+    if (r < 0)
+        waits->not_before_usec = clock_usec() + LOOK_USEC;
+    return r;
+}
