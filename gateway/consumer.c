@@ -14,6 +14,7 @@
 struct consumer {
     struct enrolment enrolment;
     struct consumer_settings settings; /* [const] */
+    size_t bytes;                      /* [const] its own weight */
     struct stream *stream;             /* NULL: it is over */
     struct sse_frame *first;           /* that its socket has not taken whole */
     struct sse_frame **tail;
@@ -32,11 +33,9 @@ struct consumer {
 
 /* ---- frames ---- */
 
-static void count_memory(const struct consumer *consumer, const struct sse_frame *frame,
-                         int sign)
+static void count_memory(const struct consumer *consumer, int64_t bytes)
 {
-    stats_gauge_add(consumer->settings.stats, STATS_CONNECTION_MEMORY,
-                    sign * (int64_t)sse_frame_weight(frame));
+    stats_gauge_add(consumer->settings.stats, STATS_CONNECTION_MEMORY, bytes);
 }
 
 /* The first one has been sent, or will never be. */
@@ -47,7 +46,7 @@ static void drop_first(struct consumer *consumer)
     consumer->first = frame->next;
     if (consumer->first == NULL)
         consumer->tail = &consumer->first;
-    count_memory(consumer, frame, -1);
+    count_memory(consumer, -(int64_t)sse_frame_weight(frame));
     atomic_fetch_sub_explicit(&consumer->enrolment.member.unsent_bytes,
                               sse_frame_weight(frame), memory_order_relaxed);
     sse_frame_free(frame);
@@ -93,7 +92,7 @@ static void deal(struct enrolment *enrolment, struct sse_frame *frame)
     struct consumer *consumer = CONTAINER_OF(enrolment, struct consumer, enrolment);
 
     frame->next = NULL;
-    count_memory(consumer, frame, 1);
+    count_memory(consumer, (int64_t)sse_frame_weight(frame));
     pthread_mutex_lock(&consumer->lock);
     *consumer->dealt_tail = frame;
     consumer->dealt_tail = &frame->next;
@@ -125,6 +124,7 @@ static void free_consumer(struct consumer *consumer)
 {
     while (consumer->first != NULL)
         drop_first(consumer);
+    count_memory(consumer, -(int64_t)consumer->bytes);
     pthread_mutex_destroy(&consumer->lock);
     free(consumer);
 }
@@ -216,8 +216,8 @@ static struct consumer *make(const struct consumer_wishes *wishes,
                              const struct consumer_settings *settings)
 {
     const size_t channel_len = wishes->channel.len, group_len = wishes->group.len;
-    struct consumer *consumer =
-        calloc(1, sizeof(*consumer) + channel_len + 1 + group_len + 1);
+    const size_t bytes = sizeof(struct consumer) + channel_len + 1 + group_len + 1;
+    struct consumer *consumer = calloc(1, bytes);
 
     if (consumer == NULL)
         return NULL;
@@ -226,6 +226,8 @@ static struct consumer *make(const struct consumer_wishes *wishes,
     memcpy(group, wishes->group.text, group_len);
 
     consumer->settings = *settings;
+    consumer->bytes = bytes;
+    count_memory(consumer, (int64_t)bytes);
     consumer->tail = &consumer->first;
     consumer->dealt_tail = &consumer->dealt;
     consumer->mail.deliver = mail_delivered;

@@ -51,6 +51,7 @@ void dealer_is_cut_off(struct dealer *dealer)
 
         group->locked = false;
         group->holder = NULL;
+        group->ticked = true; /* the next one's turn, as soon as there is a connection */
         if (holder == NULL)
             continue;
         atomic_store_explicit(&holder->leaving, true, memory_order_relaxed);
@@ -345,6 +346,8 @@ void dealer_dismiss(struct dealer *dealer, struct enrolment *enrolment)
         pairs_add(&dealer->unlock, group->channel, group->name);
         group->locked = false;
     }
+    if (group != NULL && group->holder == &enrolment->member)
+        group->ticked = true;
     roster_leave(dealer->roster, &enrolment->member, let_go, dealer);
     *enrolment->link = enrolment->next;
     if (enrolment->next != NULL)

@@ -159,8 +159,9 @@ static uint64_t greatest_lag(const struct fanout *fanout)
         newest = 0; /* nobody is behind what is not there yet */
     for (const struct stream *stream = fanout->streams; stream != NULL;
          stream = stream->next) {
-        if (stream_lag(stream, newest, &lag))
-            max = MAX(max, lag);
+        if (!stream_lag(stream, newest, &lag))
+            continue;
+        max = MAX(max, lag);
         /* All who are LIVE have the same: with nobody BEHIND, one tells for all. */
         if (stream->phase == STREAM_LIVE && fanout->owner.behind_count == 0)
             break;

@@ -1,7 +1,6 @@
 """Groups: each event goes to one consumer, which acknowledges it; or it goes to another."""
 
 import json
-import re
 import threading
 import time
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from harness.groups import ack, act, consume, nack, parts
 from harness.waiting import wait_until
 
 TEMPLATE = "gateway_template"
+
 
 def groups(gateway):
     response = gateway.get("/groups")

@@ -58,7 +58,8 @@ static int join(struct world *world, struct worker *worker, unsigned max, bool e
                    .name = "workers",
                    .start = "earliest",
                    .max = max,
-                   .lease_usec = 30 * USEC_PER_SEC,
+                   /* Nothing is to come because a lease is over, or is renewed. */
+                   .lease_usec = 24 * 3600 * USEC_PER_SEC,
                    .exclusive = exclusive},
         .deal = on_deal,
         .end = on_end,
