@@ -12,6 +12,10 @@ DROP FUNCTION gateway.make_group(text, text, text, integer);
 DROP FUNCTION gateway.group_floor(integer);
 DROP FUNCTION gateway.group_position(gateway.groups);
 DROP TYPE gateway.claimed;
+CREATE OR REPLACE FUNCTION gateway.own_tables() RETURNS name[]
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT '{events,idempotency_keys,incarnations,migrations,purges,sweeps}'::name[]
+$$;
 DROP TABLE gateway.waits;
 DROP TABLE gateway.losses;
 DROP TABLE gateway.floors;

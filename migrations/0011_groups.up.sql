@@ -109,6 +109,13 @@ CREATE TABLE gateway.waits (
 );
 CREATE INDEX waits_by_event ON gateway.waits (seq, group_name);
 
+-- The tables of 0010_watch that cannot be watched, and these.
+CREATE OR REPLACE FUNCTION gateway.own_tables() RETURNS name[]
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT '{deliveries,events,floors,groups,idempotency_keys,incarnations,losses,migrations,'
+           'purges,sweeps,waits}'::name[]
+$$;
+
 -- What a claim returns.
 CREATE TYPE gateway.claimed AS (
     id         text,        -- of the delivery: '<seq>.<attempt>.<lease>'
