@@ -4,6 +4,7 @@
  *     PostgreSQL ── NOTIFY gateway_events ("there is more") ──> fetch seq > last ──> ring
  *                ── NOTIFY gateway_wake ("rows to number") ───> gateway.sweep()
  *                ── every few ms while rows flow, unrung ─────> gateway.sweep()
+ *                ── NOTIFY of an application, if relayed ──────> ring, in its place (intake.h)
  *
  * One thread, one connection of its own (never through a transaction pooler: those
  * deliver no notifications). A notification is only a doorbell; what counts is the query

@@ -46,6 +46,8 @@ static const char help_text[] =
     "  -V, --version             print the version\n"
     "  -h, --help                print this\n"
     "\n"
+    "[channels] relay names the channels whose NOTIFYs go to subscribers; none by "
+    "default.\n"
     "Settings: command line over environment (PGSSE_SECTION_KEY, DATABASE_URL) over the\n"
     "ini file over the built-in default. gateway.ini lists them all with their reasons.\n"
     "\n"
