@@ -28,9 +28,8 @@ int claim_run(const struct claim *claim, struct database *database,
         lease,          claim->start, claim->attempts > 0 ? attempts : NULL,
         bytes};
     const struct database_query query = {
-        .sql = "SELECT c.id, c.type, c.data, " LOOSELY
-               " FROM gateway.claim($1, $2, $3::int4, $4::interval, $5, $6::int4, "
-               "$7::int8) c",
+        .sql = "SELECT c.id, c.type, c.data FROM gateway.claim($1, $2, $3::int4, "
+               "$4::interval, $5, $6::int4, $7::int8) c",
         .name = "groups_claim",
         .count = 7,
         .values = values,

@@ -23,7 +23,6 @@ struct claim {
 /* The columns of a claim. */
 enum { CLAIM_ID, CLAIM_TYPE, CLAIM_DATA };
 
-/* A claim that is lost with the power comes again: it does not wait for the disk. */
 int claim_run(const struct claim *claim, struct database *database,
               uint64_t deadline_usec, PGresult **ret_result, struct err *err) MUST_CHECK;
 
