@@ -241,9 +241,28 @@ static void say_retry_after(struct exchange *exchange)
     exchange_say(exchange, MHD_HTTP_HEADER_RETRY_AFTER, seconds);
 }
 
+/* Who looks at an answer in a terminal has the next prompt on a line of its own. */
+static char *end_line(char *text)
+{
+    const size_t len = strlen(text);
+
+    if (len > 0 && text[len - 1] == '\n')
+        return text;
+
+    char *line = realloc(text, len + 2);
+    if (line == NULL) {
+        free(text);
+        return NULL;
+    }
+    memcpy(line + len, "\n", 2);
+    return line;
+}
+
 static struct MHD_Response *text_response(struct exchange *exchange,
                                           const char *content_type, char *text)
 {
+    if (text != NULL)
+        text = end_line(text);
     if (text == NULL)
         return NULL;
 

@@ -82,8 +82,8 @@ void exchange_wake(struct exchange *exchange);
  * value is copied. Without memory for a long one exchange_queue() returns MHD_NO. */
 void exchange_say(struct exchange *exchange, const char *header, const char *value);
 
-/* Answers with that text, a heap string that is taken. NULL: there was no memory for it, and
- * MHD_NO closes the connection. */
+/* Answers with that text, a heap string that is taken, and a newline at its end. NULL: there
+ * was no memory for it, and MHD_NO closes the connection. */
 enum MHD_Result exchange_text(struct exchange *exchange, unsigned status,
                               const char *content_type, char *text);
 

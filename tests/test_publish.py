@@ -30,6 +30,13 @@ def test_an_object_is_one_event(gateway, pg):
     assert pg.events() == [("orders", "created", '{"n":1}')]
 
 
+def test_every_answer_ends_its_line(gateway):
+    created = gateway.post('{"data":1}')
+    for answer in (created, gateway.post("[]"), gateway.get(created.headers["Location"]),
+                   gateway.get("/streams"), gateway.get("/readyz"), gateway.get("/metrics")):
+        assert answer.body.endswith(b"\n") and not answer.body.endswith(b"\n\n"), repr(answer)
+
+
 def test_channel_and_type_may_be_left_out(gateway, pg):
     event = published(gateway.post('{"data":null}'))
     assert (event["channel"], event["type"]) == ("events", "message")
