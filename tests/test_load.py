@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -224,9 +225,18 @@ class Remembering(Server):
             super().deliver(number, frame, channel)
 
 
-def test_all_who_return_have_caught_up_and_who_was_turned_away_comes_again():
+class Behind(Remembering):
+    """Takes longer for an event than it is until the next: much is unread when the last is sent."""
+
+    def deliver(self, number, frame, channel):
+        time.sleep(0.05)
+        super().deliver(number, frame, channel)
+
+
+@pytest.mark.parametrize("server_class", [Remembering, Behind])
+def test_all_who_return_have_caught_up_and_who_was_turned_away_comes_again(server_class):
     status, result = load(lambda number, index, frame: frame, "--storm", "40",
-                          server_class=Remembering)
+                          server_class=server_class)
     assert status == 0, result
     storm = result["storm"]
     assert (storm["returning"], storm["caught_up"], storm["refused"]) == (40, 40, 5)

@@ -10,6 +10,7 @@
 
 #define SECOND        1000000
 #define MOMENT_USEC   1000
+#define ANSWERS_USEC  (30 * SECOND)
 #define REQUEST_BYTES (1024 * 1024)
 #define EVENT_BYTES   256 /* at the most, with a request of its own */
 
@@ -97,6 +98,20 @@ int posting_look(struct posting *posting)
         return -1;
     kept = (size_t)rest;
     memmove(bytes, bytes + all - kept, kept);
+    return 0;
+}
+
+int posting_await_answers(struct posting *posting)
+{
+    const uint64_t due = figures_now_usec() + ANSWERS_USEC;
+
+    while (posting->answers < posting->answers_due) {
+        if (figures_now_usec() > due)
+            return fail("not everything was answered");
+        if (posting_look(posting) < 0)
+            return -1;
+        figures_sleep_until(figures_now_usec() + MOMENT_USEC);
+    }
     return 0;
 }
 

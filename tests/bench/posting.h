@@ -59,4 +59,8 @@ int posting_run(struct posting *posting, double seconds, bool (*enough)(void *ar
 /* Reads what has been answered. */
 int posting_look(struct posting *posting);
 
+/* Until all is answered. Who leaves before has the kernel reset the connection, and takes back
+ * what the server has not read yet. */
+int posting_await_answers(struct posting *posting);
+
 #endif

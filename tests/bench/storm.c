@@ -79,7 +79,8 @@ int storm_gather(struct storm *storm)
 
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
     exit(posting_connect(&storm->posting) < 0 ||
-         posting_run(&storm->posting, storm->seconds, NULL, NULL) < 0);
+         posting_run(&storm->posting, storm->seconds, NULL, NULL) < 0 ||
+         posting_await_answers(&storm->posting) < 0);
 }
 
 static bool all_published(struct storm *storm)
