@@ -207,6 +207,7 @@ $(PROGRAM): $(OBJECTS)
 # -- tests --
 
 units: $(UNITS)
+	@:
 
 unit-objects: $(UNITS:=.o)
 
@@ -229,6 +230,7 @@ fuzzers: $(FUZZERS)
 	@tests/fuzz/run $(FUZZ_SECONDS) $(FUZZERS)
 
 benches: $(BENCHES) $(BENCH_LIBRARIES)
+	@:
 
 $(BUILD)/bench/%.o: tests/bench/%.c $(BUILD)/flags
 	$(say) CC $<

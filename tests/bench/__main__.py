@@ -49,7 +49,7 @@ def chosen():
     names = os.environ.get("BENCH_ROWS", "").replace(",", " ").split() or list(ROWS)
     if names == ["list"]:
         for row in ROWS.values():
-            print(f"{row.name:16}{row.title}")
+            print(f"{row.name:{max(map(len, ROWS)) + 2}}{row.title}")
         sys.exit(0)
     unknown = [name for name in names if name not in ROWS]
     if unknown:
