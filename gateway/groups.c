@@ -341,18 +341,26 @@ static int wait_for_connection(struct groups *groups, struct err *err)
     return open_connection(groups, err);
 }
 
+static int turn_waits(struct groups *groups, struct err *err)
+{
+    return weigh(groups, waits_turn(&groups->waits, groups->database, soon(), err),
+                 "could not look for acknowledgements", err);
+}
+
 static int turn(struct groups *groups, struct err *err)
 {
     if (!database_connected(groups->database))
         return wait_for_connection(groups, err);
 
     int r = run_all_errands(groups, err);
+    /* Whoever is about to be answered goes first; whoever has come just now has time. */
+    if (r == 0 && waits_are_rung(&groups->waits))
+        r = turn_waits(groups, err);
     if (r == 0)
         r = dealer_turn(&groups->dealer, err);
     waits_expire(&groups->waits, false);
     if (r == 0 && waits_due_usec(&groups->waits) <= clock_usec())
-        r = weigh(groups, waits_turn(&groups->waits, groups->database, soon(), err),
-                  "could not look for acknowledgements", err);
+        r = turn_waits(groups, err);
     return r < 0 ? r : sleep_until(groups, next_due(groups), err);
 }
 

@@ -93,6 +93,15 @@ void waits_expire(struct waits *waits, bool all)
     }
 }
 
+bool waits_are_rung(const struct waits *waits)
+{
+    for (const struct wait *wait = waits->first; wait != NULL; wait = wait->next) {
+        if (wait->look && wait->row != 0)
+            return clock_usec() >= waits->not_before_usec;
+    }
+    return false;
+}
+
 uint64_t waits_due_usec(const struct waits *waits)
 {
     uint64_t due = waits->over.count > 0 ? 0 : CLOCK_NEVER;
@@ -246,12 +255,13 @@ int waits_turn(struct waits *waits, struct database *database, uint64_t deadline
 {
     if (clock_usec() < waits->not_before_usec)
         return 0;
-    int r = take_over_away(waits, database, deadline_usec, err);
+    int r = register_new(waits, database, deadline_usec, err);
 
     if (r == 0)
-        r = register_new(waits, database, deadline_usec, err);
-    if (r == 0)
         r = look(waits, database, deadline_usec, err);
+    /* Last: nobody waits for that. */
+    if (r == 0)
+        r = take_over_away(waits, database, deadline_usec, err);
     if (r < 0)
         waits->not_before_usec = clock_usec() + LOOK_USEC;
     return r;
