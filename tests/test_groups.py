@@ -479,3 +479,20 @@ def test_a_worker_may_acknowledge_in_a_transaction_of_its_own(gateway, pg):
                 got = worker.next_event()
                 assert got.data == str(n)
                 pg.execute("SELECT gateway.ack(%s, 'workers')", (got.id,))
+
+
+def test_a_claim_in_an_open_transaction_holds_up_its_own_group_only(gateway, pg):
+    with consume(gateway, "a") as a, consume(gateway, "b") as b, pg.connect() as session:
+        for n in range(2):
+            gateway.publish("a", str(n))
+        first = a.next_event()
+        assert len(session.execute("SELECT * FROM gateway.claim('a', 'workers')").fetchall()) == 1
+        assert ack(gateway, first.id).status == 204
+        gateway.wait_log("could not claim deliveries")
+        for n in range(5):
+            gateway.publish("b", str(n))
+            got = b.next_event()
+            assert got.data == str(n) and ack(gateway, got.id).status == 204
+        assert not a.pending()
+        session.rollback()
+        assert a.next_event().data == "1"
