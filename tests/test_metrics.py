@@ -55,8 +55,9 @@ def test_publishing_and_delivering_are_counted(gateway, pg):
         assert grown("pgsse_events_numbered_total") == 1
         assert grown("pgsse_streams_opened_total") == 3
         assert gateway.metric("pgsse_streams") == 3
-        assert gateway.metric("pgsse_head_seq") >= 6
-        assert gateway.metric("pgsse_ring_events") >= 6
+        # Noted after the streams have been woken.
+        wait_until(lambda: gateway.metric("pgsse_head_seq") >= 6, "the head is at six")
+        wait_until(lambda: gateway.metric("pgsse_ring_events") >= 6, "the ring holds six")
     gateway.wait_metric("pgsse_streams", 0)
 
 
