@@ -348,7 +348,7 @@ enum batch_result batch_ask(struct batch *batch, struct database *database,
     };
 
     (void)snprintf(seq, sizeof(seq), "%llu", (unsigned long long)batch->first_seq);
-    int r = database_query(database, &query, deadline_usec, &result, err);
+    int r = database_ask(database, &query, deadline_usec, &result, err);
     if (r == -EIO) /* "transaction ID is in the future": a standby that never had it */
         return BATCH_UNKNOWN;
     if (r < 0)

@@ -5,6 +5,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
@@ -468,6 +469,28 @@ int database_pipeline(struct database *database, const struct database_query *qu
         last = NULL;
     }
     return code;
+}
+
+int database_ask(struct database *database, const struct database_query *query,
+                 uint64_t deadline_usec, PGresult **ret_result, struct err *err)
+{
+    const uint64_t now = clock_usec();
+    const uint64_t time_left = deadline_usec > now ? deadline_usec - now : 0;
+    char msec[24];
+    const char *values[] = {msec};
+    const struct database_query queries[] = {
+        {.sql = "SELECT pg_catalog.set_config('lock_timeout', $1, true)",
+         .count = 1,
+         .values = values},
+        *query,
+    };
+
+    /* A little before us, so that the connection stands; 0 would be for ever. Without a BEGIN
+     * the two are one transaction all the same. */
+    (void)snprintf(msec, sizeof(msec), "%d",
+                   (int)MIN(time_left / USEC_PER_MSEC * 7 / 8 + 1, (uint64_t)INT_MAX));
+    return database_pipeline(database, queries, ARRAY_SIZE(queries), deadline_usec,
+                             ret_result, err);
 }
 
 int database_each(struct database *database, const struct database_query *query,

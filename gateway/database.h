@@ -118,6 +118,14 @@ int database_pipeline(struct database *database, const struct database_query *qu
                       size_t count, uint64_t deadline_usec, PGresult **ret_result,
                       struct err *err) MUST_CHECK;
 
+/* Asks what may have to wait for a lock, outside a transaction; still one round trip. A little
+ * before the deadline the server gives up waiting (-EIO): a session that was closed while it
+ * waits would stay at the server until the lock is free, and each new try leave another one,
+ * until there is no room for anybody. Also behind a pooler, where the session is not ours. */
+int database_ask(struct database *database, const struct database_query *query,
+                 uint64_t deadline_usec, PGresult **ret_result,
+                 struct err *err) MUST_CHECK;
+
 /* Row by row, so that a large answer never stands in memory at once. The time allowed is
  * that without a byte from the server. A negative return of row() ends it, closes the
  * connection and is returned. */

@@ -352,10 +352,16 @@ static int find_place(struct listener *listener, struct err *err)
  * table is small, when reading all of it and sorting looks cheaper. And the server shall notice
  * soon when this gateway is gone without a word, and the duty is free. A database without an
  * encoding hands over any bytes: it would refuse to tell a notification that is not UTF-8, and
- * those behind it. */
+ * those behind it.
+ *
+ * What waits for a lock is given up when sweep() is, so that no session is left waiting at the
+ * server for each try. The other deadlines are ours: a shorter one that somebody has set for the
+ * role or the database would end each try at the same place, and no row would be numbered. */
 #define SET_UP                                                                           \
     "SELECT pg_catalog.set_config('default_transaction_isolation', 'read committed', "   \
     "false), pg_catalog.set_config('enable_sort', 'off', false), "                       \
+    "pg_catalog.set_config('lock_timeout', '10s', false), "                              \
+    "pg_catalog.set_config('statement_timeout', '0', false), "                           \
     "pg_catalog.set_config('tcp_keepalives_idle', '5', false), "                         \
     "pg_catalog.set_config('tcp_keepalives_interval', '2', false), "                     \
     "pg_catalog.set_config('tcp_keepalives_count', '3', false), "                        \

@@ -72,8 +72,8 @@ static int run(struct reader_job *job, struct database *database, struct err *er
     }
     (void)snprintf(seq, sizeof(seq), "%llu", (unsigned long long)lookup->seq);
     int r =
-        database_query(database, &query,
-                       MIN(job->deadline_usec, clock_usec() + QUERY_USEC), &result, err);
+        database_ask(database, &query, MIN(job->deadline_usec, clock_usec() + QUERY_USEC),
+                     &result, err);
     if (r == -EIO)
         (void)database_schema_missing(database_sqlstate(database), err);
     if (r < 0)

@@ -256,7 +256,7 @@ static int ask_database(const struct replay_queue *queue, struct database *datab
         .binary = true,
     };
     const int r =
-        database_query(database, &query, clock_usec() + QUERY_USEC, ret_result, err);
+        database_ask(database, &query, clock_usec() + QUERY_USEC, ret_result, err);
 
     if (r == -EIO)
         (void)database_schema_missing(database_sqlstate(database), err);

@@ -90,13 +90,17 @@ static uint64_t look_interval(const struct retention *retention)
 /* ---- batches ---- */
 
 /* The functions want READ COMMITTED, and the server's default may be another one. A crash that
- * undoes a batch does no harm, so nobody waits for the disk. All of it for the transaction
- * alone: behind a pooler the session is not ours. */
+ * undoes a batch does no harm, so nobody waits for the disk. The server gives up a wait for a
+ * lock before we do, so that no session is left waiting there; and it ends us if we are frozen
+ * in between, so that another gateway can go on. All of it for the transaction alone: behind a
+ * pooler the session is not ours. */
 static int begin_batch(struct retention *retention, struct err *err)
 {
     const struct database_query queries[] = {
         {.sql = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"},
         {.sql = "SET LOCAL synchronous_commit = off"},
+        {.sql = "SET LOCAL lock_timeout = '5s'"},
+        {.sql = "SET LOCAL idle_in_transaction_session_timeout = '30s'"},
     };
 
     return database_pipeline(retention->database, queries, ARRAY_SIZE(queries),

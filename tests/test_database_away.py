@@ -171,6 +171,34 @@ def test_a_writer_that_locks_the_table_costs_a_503_and_no_more(gateway_factory, 
     assert ("events", "message", '"lost"') not in pg.events(), "a 503 said it is not there"
 
 
+def test_a_table_that_is_locked_for_long_leaves_no_session_waiting_for_each_try(gateway_factory,
+                                                                                pg):
+    """VACUUM FULL, say. What a gateway has given up must not go on waiting at the server."""
+    gateway = gateway_factory(pg, {**QUICK, "limits.publish_time": "200ms"})
+    waiting = ("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+               " AND application_name LIKE 'pg-sse-gateway%' AND wait_event_type = 'Lock'")
+    with gateway.subscribe("c") as stream, pg.connect() as blocker:
+        blocker.execute("LOCK TABLE gateway.events IN ACCESS EXCLUSIVE MODE")
+        for _ in range(20):
+            gateway.get("/events/1").problem(503)
+        # The listener, the publisher and two readers have a session each.
+        assert pg.value(waiting) <= 4
+        blocker.rollback()
+        gateway.wait_ready()
+        assert_flows(gateway, stream, "1")
+
+
+def test_a_short_statement_timeout_keeps_no_row_from_its_number(gateway_factory, pg):
+    """As a database or a role has it, for its applications. What is tried again for ever in
+    vain is never numbered."""
+    dsn = f"{pg.dsn} options='-c statement_timeout=15ms'"
+    gateway = gateway_factory(pg, {**QUICK, "database.dsn": dsn})
+    with gateway.subscribe("c") as stream:
+        pg.execute("INSERT INTO gateway.events (channel, data)"
+                   " SELECT 'c', to_json(n) FROM generate_series(1, 20000) n")
+        assert [int(event.data) for event in stream.take(20000)] == list(range(1, 20001))
+
+
 def test_a_database_that_is_read_only_is_told_so(gateway_factory, cluster, pg):
     gateway = gateway_factory(pg, QUICK)
     cluster.admin(f'ALTER DATABASE "{pg.name}" SET default_transaction_read_only = on')

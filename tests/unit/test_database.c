@@ -380,6 +380,35 @@ static void a_pipeline_gives_the_last_answer_or_the_first_error(void **state)
     database_free(database);
 }
 
+static void who_asks_leaves_nobody_waiting_for_a_lock(void **state)
+{
+    struct pg *pg = *state;
+    struct database *holder = make_connected(pg->dsn, -1);
+    struct database *database = make_connected(pg->dsn, -1);
+    CLEANUP(database_clear) PGresult *result = NULL, *setting = NULL;
+    const struct database_query query = {.sql = "SELECT count(*) FROM locked"};
+    struct err err = {0};
+
+    assert_int_equal(
+        database_run(holder, "CREATE TABLE locked ()", in_msec(3000), NULL, &err), 0);
+    assert_int_equal(
+        database_script(holder, "BEGIN; LOCK TABLE locked", in_msec(3000), &err), 0);
+    assert_int_equal(database_ask(database, &query, in_msec(800), NULL, &err), -EIO);
+    assert_string_equal(database_sqlstate(database), "55P03");
+    assert_true(database_connected(database));
+
+    assert_int_equal(database_run(holder, "COMMIT", in_msec(3000), NULL, &err), 0);
+    assert_int_equal(database_ask(database, &query, in_msec(3000), &result, &err), 0);
+    assert_string_equal(PQgetvalue(result, 0, 0), "0");
+    assert_int_equal(
+        database_run(database, "SHOW lock_timeout", in_msec(3000), &setting, &err), 0);
+    assert_string_equal(PQgetvalue(setting, 0, 0), "0");
+    assert_int_equal(database_run(holder, "DROP TABLE locked", in_msec(3000), NULL, &err),
+                     0);
+    database_free(database);
+    database_free(holder);
+}
+
 static void a_named_statement_is_prepared_once_a_connection(void **state)
 {
     struct pg *pg = *state;
@@ -670,6 +699,7 @@ int main(void)
         WITH_PG(rows_come_one_by_one),
         WITH_PG(an_error_after_some_rows_is_an_error),
         WITH_PG(a_pipeline_gives_the_last_answer_or_the_first_error),
+        WITH_PG(who_asks_leaves_nobody_waiting_for_a_lock),
         WITH_PG(a_named_statement_is_prepared_once_a_connection),
         WITH_PG(a_named_statement_that_cannot_be_prepared_is_refused_each_time),
         WITH_PG(a_connection_lost_at_any_byte_is_only_an_error),
