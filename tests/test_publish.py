@@ -436,6 +436,11 @@ REFUSALS = {
             $$BEGIN RAISE 'no poison'; END$$;
         CREATE TRIGGER refuse BEFORE INSERT ON gateway.events FOR EACH ROW
             WHEN (new.channel = 'poison') EXECUTE FUNCTION public.refuse()""",
+    "a trigger that leaves it out": """
+        CREATE FUNCTION public.leave_out() RETURNS trigger LANGUAGE plpgsql AS
+            $$BEGIN RETURN NULL; END$$;
+        CREATE TRIGGER leave_out BEFORE INSERT ON gateway.events FOR EACH ROW
+            WHEN (new.channel = 'poison') EXECUTE FUNCTION public.leave_out()""",
 }
 
 
