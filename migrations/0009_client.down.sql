@@ -23,6 +23,7 @@ DECLARE
     before_look pg_snapshot;
     digests     bytea[];
     fresh       bigint := cardinality(channels); -- how many there are to insert
+    inserted    bigint;
 BEGIN
     -- The server's share of the gateway's deadlines, until the end of the transaction: a
     -- gateway that froze here, or lost its network, would otherwise hold the order lock, and
@@ -59,6 +60,13 @@ BEGIN
           FROM unnest(channels, types, datas, publish_batch.attributes, units)
                WITH ORDINALITY AS e (channel, type, data, attributes, unit, place)
          WHERE coalesce(known[e.unit], 0) = 0;
+        -- What is not there is not answered as published: a trigger, or a rule, can leave out
+        -- a row without a word.
+        GET DIAGNOSTICS inserted = ROW_COUNT;
+        IF inserted <> fresh THEN
+            RAISE EXCEPTION 'the table gateway.events did not take the event: a trigger or '
+                            'rule on it left it out';
+        END IF;
     END IF;
 
     IF keys IS NOT NULL AND fresh > 0 THEN

@@ -183,9 +183,9 @@ class Cluster:
     def create_owner(self):
         self.admin(f"CREATE ROLE {OWNER} LOGIN")
 
-    def create_database(self, name=None, template="template0"):
+    def create_database(self, name=None, template="template0", options=""):
         name = name or next(self._names)
-        self.admin(f'CREATE DATABASE "{name}" TEMPLATE "{template}" OWNER {OWNER}')
+        self.admin(f'CREATE DATABASE "{name}" TEMPLATE "{template}" OWNER {OWNER} {options}')
         return Database(self, name)
 
     def log(self):
