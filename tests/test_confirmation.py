@@ -43,7 +43,7 @@ def test_the_answer_comes_with_the_acknowledgement_and_its_result(two):
             event = parts(got.id)[0]
             assert answer.status == 200
             assert answer.text == (f'{{"id":"{event}","channel":"jobs","type":"message",'
-                                   '"state":"acknowledged","result":{"sum": 1.0,  "sum":2}}')
+                                   '"state":"acknowledged","result":{"sum": 1.0,  "sum":2}}\n')
 
 
 def test_an_acknowledgement_without_a_result_is_null(gateway):
