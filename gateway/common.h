@@ -18,7 +18,7 @@ struct events_common {
     struct publisher *publisher;
     struct readers *readers;
     struct groups *groups;
-    const struct relay *relay; /* NULL: nothing is relayed */
+    const struct relay *relay;  /* NULL: nothing is relayed */
     uint64_t publish_time_usec; /* from the last byte of a body to its answer */
     size_t channels_max;        /* channels one subscriber may ask for */
 };

@@ -84,7 +84,8 @@ bool filter_takes_everything(const struct filter *filter)
 
 bool filter_takes(const struct filter *filter, const struct sse_frame *frame)
 {
-    if (frame->kind == SSE_MISSED) /* whoever hears the channel is told, whatever it wants */
+    if (frame->kind ==
+        SSE_MISSED) /* whoever hears the channel is told, whatever it wants */
         return true;
     if (filter->types.count > 0 &&
         !is_among(&filter->types, sse_frame_type(frame), frame->type_len))
