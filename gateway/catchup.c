@@ -279,6 +279,12 @@ static bool send_frames(struct catchup *catchup, struct stream *stream, size_t c
     return count == 0 || stream_send(stream, catchup->frames, count, NULL, 0) == count;
 }
 
+/* Notifications, and it has not been told yet. */
+static bool has_missed(const struct stream *stream)
+{
+    return stream->ear != NULL && stream->ear->missed;
+}
+
 /* One send from the ring. In a ring round. */
 static enum step send_from(struct catchup *catchup, struct stream *stream,
                            uint64_t position)
@@ -304,7 +310,8 @@ static enum step send_from(struct catchup *catchup, struct stream *stream,
     if (!stands(stream))
         return STEP_WAIT;
     owner->seq = MAX(owner->seq, seq);
-    return STEP_LIVE;
+    /* What it has missed could not be told in the middle of the frame that is whole now. */
+    return has_missed(stream) ? STEP_MORE : STEP_LIVE;
 }
 
 /* Where the stream goes on in the ring. Of what is not stored there is no other: who has lost
@@ -346,7 +353,7 @@ static int say_missed(const struct catchup *catchup, struct stream *stream)
  * frame. false: it is not told yet, or over. */
 static bool tell_missed(const struct catchup *catchup, struct stream *stream)
 {
-    if (stream->ear == NULL || !stream->ear->missed || stream->offset > 0)
+    if (!has_missed(stream) || stream->offset > 0)
         return true;
     if (say_missed(catchup, stream) < 0) {
         stream_finish(stream, STREAM_END_GOODBYE);
