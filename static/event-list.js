@@ -116,17 +116,12 @@ export class EventList {
 
     #makeRow({ id, type, data, time }) {
         const row = this.#template.content.firstElementChild.cloneNode(true);
-        const when = new Date(time);
-        const timeElement = row.querySelector('time');
         const typeElement = row.querySelector('.event-type');
 
         row.dataset.id = id ?? '';
         row.dataset.type = type;
         row.hidden = !this.#wanted(type);
-        timeElement.dateTime = when.toISOString();
-        timeElement.title = fullTime.format(when);
-        timeElement.textContent =
-            `${clock.format(when)}.${String(when.getMilliseconds()).padStart(3, '0')}`;
+        showTime(row.querySelector('time'), time);
         typeElement.textContent = type;
         typeElement.dataset.tint = tintOf(type);
         row.querySelector('.event-id').textContent = id ?? 'no id';
@@ -173,6 +168,19 @@ export class EventList {
         this.#empty.hidden = shown > 0;
         this.#empty.dataset.why = kept > 0 ? 'filter' : 'nothing';
     }
+}
+
+/* null: it was there before this page looked, and when it came is not told. */
+function showTime(element, time) {
+    if (time === null) {
+        element.textContent = 'earlier';
+        return;
+    }
+    const when = new Date(time);
+    const milliseconds = String(when.getMilliseconds()).padStart(3, '0');
+    element.dateTime = when.toISOString();
+    element.title = fullTime.format(when);
+    element.textContent = `${clock.format(when)}.${milliseconds}`;
 }
 
 /* Puts the data into the row: cut when it is long, with a button for the rest. */

@@ -18,6 +18,9 @@
  *                        {say: 'events', events: [{kind, id, type, data, time}],
  *                         skipped, lastId, turn}                kind: 'event' or 'gap'
  *
+ * A feed begins with the newest BEFORE events that are there already. Their `time` is null:
+ * the stream does not tell when they came.
+ *
  * `turn` is the viewer's own number for one `follow`: it tells what was still under way for
  * the channels followed before.
  *
@@ -30,6 +33,10 @@
 
 import { EventStream } from './sse.js';
 
+/* A stream begins with so many old events, and they are there within so long. */
+const BEFORE = 100;
+const BEFORE_MS = 1000;
+
 export const KEPT_EVENTS = 500;
 export const KEPT_CHARS = 16 * 1024 * 1024;
 
@@ -39,6 +46,7 @@ class Feed {
     #query;
     #stream;
     #state = { state: 'connecting', detail: '' };
+    #beforeUntil = 0; /* what comes until then is old */
     #viewers = new Set();
     #recent = [];
     #first = 0; /* the number of recent[0], counted from the first ever */
@@ -54,7 +62,7 @@ class Feed {
 
     constructor(query) {
         const url = new URL('events', import.meta.url);
-        url.search = query;
+        url.search = `${query}&last=${BEFORE}`;
         this.#query = query;
         this.#stream = new EventStream(url, this);
         this.#stream.start();
@@ -86,6 +94,8 @@ class Feed {
     }
 
     onState(state, detail) {
+        if (state === 'live' && this.#stream.lastEventId === '')
+            this.#beforeUntil = Date.now() + BEFORE_MS;
         this.#state = { state, detail };
         this.#viewers.forEach((viewer) => this.#tellState(viewer));
     }
@@ -98,7 +108,8 @@ class Feed {
             return;
         }
         const kind = type === 'gap' && isGap(data) ? 'gap' : 'event';
-        this.#keep({ kind, id, type, data, time: Date.now() });
+        const now = Date.now();
+        this.#keep({ kind, id, type, data, time: now < this.#beforeUntil ? null : now });
         this.#viewers.forEach((viewer) => this.#tellEvents(viewer));
     }
 

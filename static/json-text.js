@@ -17,6 +17,31 @@ export function layOut(text, limit = Infinity) {
     return isJson(text) ? layOutTokens(tokensOf(text, limit)) : text;
 }
 
+/* The members of an object by their names, each value as text; null for anything else. */
+export function membersOf(text) {
+    const tokens = isJson(text) ? tokensOf(text, Infinity) : [];
+    if (tokens[0] !== '{')
+        return null;
+    const members = new Map();
+    let name = null;
+    let value = [];
+    let depth = 0;
+    for (const token of tokens.slice(1)) {
+        if (depth === 0 && (token === ',' || token === '}')) {
+            if (name !== null)
+                members.set(name, value.join(''));
+            name = null;
+            value = [];
+        } else if (name === null) {
+            name = JSON.parse(token);
+        } else if (depth > 0 || token !== ':') {
+            depth += Number(opens(token)) - Number(closes(token));
+            value.push(token);
+        }
+    }
+    return members;
+}
+
 export function isJson(text) {
     try {
         JSON.parse(text);
@@ -116,4 +141,10 @@ export function cut(text, chars, lines) {
     if (end < text.length && last >= 0xd800 && last < 0xdc00)
         end -= 1;
     return text.slice(0, end);
+}
+
+/* The same, with a mark where it was cut. */
+export function shorten(text, chars, lines) {
+    const short = cut(text, chars, lines);
+    return short === text ? text : `${short} …`;
 }

@@ -3,8 +3,9 @@
  *
  *     channel-choice ──> source ──(port)──> feed ──> sse     in the SharedWorker
  *                          │
- *                          └──> event-list, state, notices
+ *                          └──> event-list, watched-tables, state, notices
  *     publish-form ──> POST /events
+ *     job-panel ──> POST /events?wait=, group-state, page-worker
  *
  * Everything shown is set as text, never as HTML; the page works under a content security
  * policy without any inline script or style.
@@ -12,8 +13,10 @@
 
 import { ChannelChoice } from './channel-choice.js';
 import { EventList } from './event-list.js';
+import { JobPanel } from './job-panel.js';
 import { PublishForm } from './publish-form.js';
 import { Source } from './source.js';
+import { WatchedTables } from './watched-tables.js';
 
 const STATE_WORDS = {
     connecting: 'Connecting',
@@ -94,7 +97,14 @@ function showCommands(channels) {
     element('command-insert').textContent =
         'INSERT INTO gateway.events (channel, type, data)\n' +
         `VALUES (${sqlQuote(channel)}, 'created', '{"n": 1}');`;
+    element('command-watch').textContent = `SELECT gateway.watch(${
+        isTableName(channel) ? sqlQuote(channel)
+                             : `'guests', channel => ${sqlQuote(channel)}`});`;
 }
+
+/* A watched table's channel has its name, if no other was chosen. */
+const isTableName = (channel) =>
+    channel !== 'events' && /^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$/.test(channel);
 
 const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const sqlQuote = (text) => `'${text.replaceAll("'", "''")}'`;
@@ -106,18 +116,25 @@ function follow(channels) {
 }
 
 const list = new EventList();
+const tables = new WatchedTables();
 const publish = new PublishForm(isFollowed);
 const source = new Source(showState, (events, skipped, lastId) => {
-    events.filter((event) => event.kind === 'gap').forEach(showGap);
+    const gaps = events.filter((event) => event.kind === 'gap');
+    gaps.forEach(showGap);
     list.add(events.filter((event) => event.kind === 'event'), skipped);
+    if (skipped > 0 || gaps.length > 0)
+        tables.clear();
+    tables.add(events.slice(events.indexOf(gaps.at(-1)) + 1));
     showLastId(lastId);
 });
 const choice = new ChannelChoice((channels) => {
     list.clear();
+    tables.clear();
     element('notices').replaceChildren();
     follow(channels);
 });
 
+new JobPanel();
 element('retry').addEventListener('click', () => source.retry());
 /* On a phone the list comes first: the form waits behind its heading. */
 element('publish').open = !window.matchMedia('(max-width: 56rem)').matches;

@@ -6,7 +6,7 @@
 import { serveViewer } from './feed.js';
 
 /* Raised when the messages of feed.js change: a worker of an older page may still run. */
-const PROTOCOL = 1;
+const PROTOCOL = 2;
 
 /* At most so often are new events shown; what comes meanwhile comes together. */
 const SHOW_EVERY_MS = 100;

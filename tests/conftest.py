@@ -6,6 +6,7 @@
     gateway_factory   more gateways, with other settings
     empty_database    a fresh database without any migration
     postgres          a PostgreSQL server of the test's own, to be crashed or frozen
+    browser           a Chromium, whose console must stay empty
 
 One PostgreSQL server runs for each worker process; everything it and the gateways leave is
 removed at the end.
@@ -174,6 +175,19 @@ def command(directory):
         return run_gateway(directory / f"command{next(numbers)}", *arguments, **options)
 
     return run
+
+
+@pytest.fixture
+def browser():
+    from harness.browser import Browser  # only the tests of the page need Selenium
+
+    started = Browser()
+    yield started
+    try:
+        assert started.run("return window.violations ?? []") == []
+        assert started.console() == []
+    finally:
+        started.close()
 
 
 @pytest.fixture(scope="session")
