@@ -6,4 +6,6 @@
     gateway    one pg-sse-gateway process: its ini, its log, its end
     raw_http   HTTP by the byte, for what no client library would send
     sse        a strict reader of event streams
+    groups     consumers of a group, and what they say
+    people     somebody at psql, somebody with curl, and programs that are killed
 """

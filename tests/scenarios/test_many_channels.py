@@ -8,55 +8,15 @@ comes to.
 """
 
 import json
-import subprocess
 
 import pytest
 
 from conftest import TEMPLATE
+from harness.people import Curl, Psql
 from harness.sse import Stream
-from harness.tools import die_with_parent, find_postgres_tool, find_tool
-from harness.waiting import scaled
 
 PLAYERS = 40
 GAPS = 'pgsse_streams_gaps_total{reason="relay"}'
-
-
-class Psql:
-    """Somebody at psql."""
-
-    def __init__(self, dsn):
-        self.dsn = dsn
-
-    def __call__(self, script):
-        done = subprocess.run([find_postgres_tool("psql"), "-XqAt", "-v", "ON_ERROR_STOP=1",
-                               self.dsn], input=script, text=True, capture_output=True,
-                              timeout=scaled(60))
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-
-class Curl:
-    """Somebody who looks on with curl: its lines, as they come."""
-
-    def __init__(self, url):
-        self.process = subprocess.Popen([find_tool("curl"), "-sN", url], text=True,
-                                        stdout=subprocess.PIPE, preexec_fn=die_with_parent())
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
-
-    def until(self, line):
-        lines = []
-        for got in self.process.stdout:
-            lines.append(got.rstrip("\n"))
-            if lines[-1] == line:
-                return lines
-        raise AssertionError(f"curl ended; {lines[-10:]}")
 
 
 def channels_of(player):
