@@ -40,10 +40,17 @@ class Curl:
         self.process.stdout.close()
 
     def until(self, line):
+        return self._until(lambda got: got == line)
+
+    def next_data(self):
+        """The first line of the next event's data."""
+        return self._until(lambda got: got.startswith("data: "))[-1][6:]
+
+    def _until(self, wanted):
         lines = []
         for got in self.process.stdout:
             lines.append(got.rstrip("\n"))
-            if lines[-1] == line:
+            if wanted(lines[-1]):
                 return lines
         raise AssertionError(f"curl ended; {lines[-10:]}")
 
