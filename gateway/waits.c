@@ -10,7 +10,9 @@
 
 #include "clock.h"
 
-#define LOOK_USEC USEC_PER_SEC
+#define FIRST_PAUSE_USEC USEC_PER_MSEC
+#define PAUSE_FACTOR     4
+#define LOOK_USEC        USEC_PER_SEC
 
 /* A row that is lost with the power costs its waiter a second: none waits for the disk. */
 #define LOOSELY "pg_catalog.set_config('synchronous_commit', 'off', true)"
@@ -27,7 +29,7 @@ static void add_pair(struct pairs *pairs, const struct wait *wait)
 
 void waits_init(struct waits *waits)
 {
-    *waits = (struct waits){.look_usec = 0};
+    *waits = (struct waits){.first = NULL};
     array_init(&waits->over, ARRAY_TEXT_OID);
 }
 
@@ -39,7 +41,8 @@ void waits_done(struct waits *waits)
 void waits_add(struct waits *waits, struct wait *wait)
 {
     wait->row = 0;
-    wait->look = false;
+    wait->look_usec = 0;
+    wait->pause_usec = FIRST_PAUSE_USEC;
     wait->result = NULL;
     wait->next = waits->first;
     wait->link = &waits->first;
@@ -71,7 +74,7 @@ void waits_bell(struct waits *waits, const char *payload)
         return;
     for (struct wait *wait = waits->first; wait != NULL; wait = wait->next) {
         if (wait->seq == seq && strcmp(wait->group, group) == 0)
-            wait->look = true;
+            wait->look_usec = 0;
     }
 }
 
@@ -79,7 +82,7 @@ void waits_begin_anew(struct waits *waits)
 {
     waits->not_before_usec = 0;
     for (struct wait *wait = waits->first; wait != NULL; wait = wait->next)
-        wait->look = true;
+        wait->look_usec = 0;
 }
 
 void waits_expire(struct waits *waits, bool all)
@@ -108,7 +111,7 @@ uint64_t waits_due_usec(const struct waits *waits)
     uint64_t deadline = CLOCK_NEVER;
 
     for (const struct wait *wait = waits->first; wait != NULL; wait = wait->next) {
-        due = wait->look || wait->row == 0 ? 0 : MIN(due, waits->look_usec);
+        due = MIN(due, wait->look_usec);
         deadline = MIN(deadline, wait->deadline_usec);
     }
     return MIN(deadline, MAX(due, waits->not_before_usec));
@@ -151,7 +154,6 @@ static void take_rows(struct waits *waits, const PGresult *result)
         if (wait->row != 0 || row == PQntuples(result))
             continue;
         wait->row = strtoull(PQgetvalue(result, row++, 0), NULL, 10);
-        wait->look = true;
     }
 }
 
@@ -191,27 +193,32 @@ static void take_answers(struct waits *waits, struct wait *const *asked,
 
         if (!PQgetisnull(result, i, 2)) {
             wait->result = strdup(PQgetvalue(result, i, 2));
-            if (wait->result == NULL) {
-                wait->look = true; /* once more, when there is memory */
-                continue;
-            }
+            if (wait->result == NULL)
+                continue; /* the next look may find memory */
         }
         tell(waits, wait, dead ? WAIT_DEAD : WAIT_ACKNOWLEDGED);
     }
 }
 
-static size_t list_looks(struct waits *waits, bool all, struct wait **ret_asked,
+/* The next look; all that have the same pause have it at the same time. */
+static void put_off(struct wait *wait, uint64_t now)
+{
+    wait->look_usec = (now / wait->pause_usec + 1) * wait->pause_usec;
+    wait->pause_usec = MIN(wait->pause_usec * PAUSE_FACTOR, LOOK_USEC);
+}
+
+static size_t list_looks(struct waits *waits, uint64_t now, struct wait **ret_asked,
                          struct pairs *ret_pairs)
 {
     size_t count = 0;
 
     for (struct wait *wait = waits->first; wait != NULL; wait = wait->next) {
-        if (!all && !wait->look)
+        if (now < wait->look_usec)
             continue;
         if (ret_asked != NULL) {
             ret_asked[count] = wait;
             add_pair(ret_pairs, wait);
-            wait->look = false;
+            put_off(wait, now);
         }
         count++;
     }
@@ -221,20 +228,18 @@ static size_t list_looks(struct waits *waits, bool all, struct wait **ret_asked,
 static int look(struct waits *waits, struct database *database, uint64_t deadline_usec,
                 struct err *err)
 {
-    const bool all = clock_usec() >= waits->look_usec;
-    const size_t count = list_looks(waits, all, NULL, NULL);
+    const uint64_t now = clock_usec();
+    const size_t count = list_looks(waits, now, NULL, NULL);
     CLEANUP(database_clear) PGresult *result = NULL;
     struct pairs pairs;
 
-    if (all)
-        waits->look_usec = clock_usec() + LOOK_USEC;
     if (count == 0)
         return 0;
     struct wait **asked = calloc(count, sizeof(struct wait *));
     if (asked == NULL)
         return err_set(err, -ENOMEM, "no memory for those who wait");
     pairs_init(&pairs);
-    (void)list_looks(waits, all, asked, &pairs);
+    (void)list_looks(waits, now, asked, &pairs);
     const int r =
         pairs_query(&pairs,
                     "SELECT w.place, r.state, r.result FROM ROWS FROM "

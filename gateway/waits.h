@@ -1,13 +1,15 @@
 /*
  * waits.h - who waits for an event to be acknowledged, until it is or the time is over.
  *
- *     fresh ──(wait row committed)──> looks ──> lies down ──(bell, or a second)──> looks …
+ *     fresh ──(wait row committed)──> looks ──> lies down ──(bell, or a while)──> looks …
  *                                       └── acknowledged, dead, or late ──> done()
  *
  * The row in gateway.waits makes an acknowledgement anywhere ring for it. It is committed
  * before the first look at the result, so what is acknowledged before is seen and what is
- * acknowledged after rings; the look once a second is for what PostgreSQL lets slip between
- * the two, and for a lost bell.
+ * acknowledged after rings. An acknowledgement that is being committed meanwhile does neither:
+ * it has found no row, and is not seen yet. It is the usual case where the worker is at another
+ * gateway, and so the next looks follow soon, after 1, 4, 16 ms; then there is one a second, for
+ * a lost bell. Looks that are due at about the same time are one.
  *
  * Threads: its owner's, which has the connection; done() is called there and must not wait.
  */
@@ -36,7 +38,8 @@ struct wait {
     char *result;              /* JSON text, heap; the waiter's to free */
 
     uint64_t row; /* the waits' own from here on; the row's id, or 0 */
-    bool look;
+    uint64_t look_usec;
+    uint64_t pause_usec; /* before the look after that */
     struct groups *groups;
     struct mail mail;
     struct wait *next;
@@ -46,7 +49,6 @@ struct wait {
 struct waits {
     struct wait *first;
     struct array over;        /* ids of rows that are to be taken away */
-    uint64_t look_usec;       /* when to look at all of them */
     uint64_t not_before_usec; /* after a failure */
 };
 

@@ -297,6 +297,34 @@ static void who_waits_is_told_of_the_acknowledgement(void **state)
     leave(&worker);
 }
 
+/* Whoever acknowledges has found nobody who waits, and who waits has looked before the commit: no
+ * bell rings. */
+static void an_acknowledgement_in_the_middle_of_its_commit_is_seen_soon(void **state)
+{
+    struct world *world = *state;
+    static struct waiter waiter; /* outlives a test that fails */
+    PGconn *other = pg_connect(world->pg.dsn);
+
+    start(world, world->pg.dsn);
+    publish(world, 1);
+    pg_run(other, "BEGIN; SELECT gateway.ack(id, 'workers') FROM "
+                  "gateway.claim('jobs', 'workers', start => 'earliest')");
+    const uint64_t now = clock_usec();
+    clock_set(now);
+    begin_wait(world, &waiter, 1, 60 * USEC_PER_SEC);
+    WAIT_FOR(pg_number(world->pg.conn, "SELECT count(*) FROM pg_stat_activity WHERE "
+                                       "datname = current_database() AND state = 'idle' "
+                                       "AND query LIKE '%gateway.result(%'") == 1);
+    pg_run(other, "COMMIT");
+    clock_set(now + USEC_PER_SEC / 4);
+    for (int i = 0; i < 5000 && load(&waiter.answers) == 0; i++)
+        usleep(2000);
+    clock_set(0);
+    assert_int_equal(load(&waiter.answers), 1);
+    assert_int_equal(waiter.wait.outcome, WAIT_ACKNOWLEDGED);
+    PQfinish(other);
+}
+
 static void who_waits_in_vain_is_told_so_also_without_a_database(void **state)
 {
     struct world *world = *state;
@@ -397,6 +425,7 @@ int main(void)
         TEST(what_a_consumer_held_is_given_back_when_it_leaves),
         TEST(there_are_so_many_consumers_and_waits_and_no_more),
         TEST(who_waits_is_told_of_the_acknowledgement),
+        TEST(an_acknowledgement_in_the_middle_of_its_commit_is_seen_soon),
         TEST(who_waits_in_vain_is_told_so_also_without_a_database),
         TEST(without_a_database_an_errand_is_answered_soon),
         TEST(an_errand_whose_answer_is_lost_is_told_so),
