@@ -98,9 +98,11 @@ void waits_expire(struct waits *waits, bool all)
 
 bool waits_are_rung(const struct waits *waits)
 {
+    const uint64_t now = clock_usec();
+
     for (const struct wait *wait = waits->first; wait != NULL; wait = wait->next) {
-        if (wait->look && wait->row != 0)
-            return clock_usec() >= waits->not_before_usec;
+        if (wait->row != 0 && now >= wait->look_usec)
+            return now >= waits->not_before_usec;
     }
     return false;
 }
