@@ -26,8 +26,8 @@ static int run(struct reader_job *job, struct database *database, struct err *er
     const struct database_query query = {
         .sql = question->sql, .count = question->count, .values = question->values};
     const int r =
-        database_query(database, &query,
-                       MIN(job->deadline_usec, clock_usec() + QUERY_USEC), &result, err);
+        database_ask(database, &query, MIN(job->deadline_usec, clock_usec() + QUERY_USEC),
+                     &result, err);
 
     if (r == -EIO)
         (void)database_schema_missing(database_sqlstate(database), err);
