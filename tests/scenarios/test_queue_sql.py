@@ -64,9 +64,9 @@ def test_each_job_is_done_whichever_worker_is_killed(pg, directory, gateway_fact
     workers = Workers(pg, directory)
     try:
         for number in range(JOBS):
+            done = count_done(pg)
             pg.publish("jobs", str(number), "job")
             if number % (JOBS // KILLS) == 0:
-                done = count_done(pg)
                 wait_until(lambda: count_done(pg) > done, "somebody works")
                 workers.kill_one(chance)
             if number == JOBS // 2:
