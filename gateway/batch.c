@@ -214,6 +214,8 @@ static int take_answer(struct batch *batch, const PGresult *result, struct err *
         return err_set(err, -EIO, "gateway.publish_batch did not number all events");
     batch->first_seq = first;
     (void)snprintf(batch->xid, sizeof(batch->xid), "%s", PQgetvalue(result, 0, 2));
+    (void)snprintf(batch->written, sizeof(batch->written), "%s",
+                   PQgetvalue(result, 0, 4));
     return 0;
 }
 
@@ -244,8 +246,10 @@ static int insert(struct batch *batch, struct database *database, uint64_t deadl
     const int formats[] = {1, 1, 1, 1, 1, 1, 1};
     const struct database_query queries[] = {
         {.sql = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"},
-        {.sql = "SELECT first_seq, last_seq, xid, known "
-                "FROM gateway.publish_batch($1, $2, $3, $4, $5, $6, $7)",
+        {.sql =
+             "SELECT first_seq, last_seq, xid, known, "
+             "CAST(extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000 AS int8) "
+             "FROM gateway.publish_batch($1, $2, $3, $4, $5, $6, $7)",
          .count = ARRAY_SIZE(arrays),
          .types = types,
          .values = values,
@@ -332,18 +336,22 @@ static int end_idle(struct batch *batch, struct database *database, uint64_t dea
     return database_query(database, &query, deadline, NULL, err);
 }
 
+/* A crash takes back what had not reached the disk, numbers and all: then the first who publish
+ * after it may be given the same number and the same seq, but they write later. */
 enum batch_result batch_ask(struct batch *batch, struct database *database,
                             uint64_t deadline_usec, struct err *err)
 {
     CLEANUP(database_clear) PGresult *result = NULL;
     char seq[24];
-    const char *values[] = {seq, batch->xid};
+    const char *values[] = {seq, batch->xid, batch->written};
     const struct database_query query = {
         .sql =
             "SELECT EXISTS (SELECT FROM gateway.events e WHERE e.seq = CAST($1 AS int8) "
-            "AND e.xid = CAST($2 AS pg_catalog.xid8)), "
+            "AND e.xid = CAST($2 AS pg_catalog.xid8) "
+            "AND CAST(extract(epoch FROM e.created_at) * 1000000 AS int8) "
+            "<= CAST($3 AS int8)), "
             "pg_catalog.pg_xact_status(CAST($2 AS pg_catalog.xid8))",
-        .count = 2,
+        .count = 3,
         .values = values,
     };
 
@@ -366,8 +374,9 @@ enum batch_result batch_ask(struct batch *batch, struct database *database,
         return r < 0 && r != -EIO ? BATCH_LOST : BATCH_RUNNING;
     }
     /* Committed, but the events are not there. Either it was committed between the look at
-     * the table and the one at the status, and the next look finds them. Or this is a
-     * standby promoted without our transaction, which has given its number to another. */
+     * the table and the one at the status, and the next look finds them. Or our transaction
+     * was lost, in a crash or because this is a standby promoted without it, and another has
+     * been given its number. */
     if (strcmp(status, "committed") == 0 && batch->asked_in_vain++ == 0)
         return BATCH_RUNNING;
     (void)err_set(err, 0, "PostgreSQL does not know what became of the transaction");

@@ -600,7 +600,7 @@ static void the_password_is_used_unless_there_is_one(void **state)
 /* What became of a batch, asked without having sent one. */
 static enum batch_result fate(struct database *database, const char *xid, int times)
 {
-    struct batch batch = {.first_seq = 77};
+    struct batch batch = {.first_seq = 77, .written = "1"};
     struct err err = {0};
     enum batch_result result = BATCH_LOST;
 
@@ -629,6 +629,31 @@ static void a_number_given_to_a_stranger_proves_nothing(void **state)
     assert_int_equal(fate(database, xid, 3), BATCH_RUNNING);
     pg_run(pg->conn, "ROLLBACK"); /* a stranger's session was left alone */
     assert_int_equal(fate(database, xid, 1), BATCH_FAILED);
+    database_free(database);
+}
+
+/* As after a crash that has taken the batch with it. */
+static void nor_does_a_number_with_its_event_that_was_written_later(void **state)
+{
+    struct pg *pg = *state;
+    struct batch batch = {.asked_in_vain = 0};
+    struct err err = {0};
+
+    pg_migrate(pg);
+    struct database *database = make_connected(pg->dsn, -1);
+    PGresult *result = PQexec(
+        pg->conn, "SELECT first_seq, xid, CAST(extract(epoch FROM clock_timestamp()) * "
+                  "1000000 AS int8) FROM "
+                  "gateway.publish_batch(ARRAY['a'], ARRAY['message'], ARRAY['1'])");
+    assert_int_equal(PQntuples(result), 1);
+    batch.first_seq = strtoull(PQgetvalue(result, 0, 0), NULL, 10);
+    snprintf(batch.xid, sizeof(batch.xid), "%s", PQgetvalue(result, 0, 1));
+    snprintf(batch.written, sizeof(batch.written), "%s", PQgetvalue(result, 0, 2));
+    PQclear(result);
+    assert_int_equal(batch_ask(&batch, database, in_msec(3000), &err), BATCH_COMMITTED);
+    snprintf(batch.written, sizeof(batch.written), "1");
+    assert_int_equal(batch_ask(&batch, database, in_msec(3000), &err), BATCH_RUNNING);
+    assert_int_equal(batch_ask(&batch, database, in_msec(3000), &err), BATCH_UNKNOWN);
     database_free(database);
 }
 
@@ -708,6 +733,7 @@ int main(void)
         cmocka_unit_test(each_host_is_an_attempt),
         cmocka_unit_test(the_password_is_used_unless_there_is_one),
         WITH_PG(a_number_given_to_a_stranger_proves_nothing),
+        WITH_PG(nor_does_a_number_with_its_event_that_was_written_later),
         cmocka_unit_test(pauses_grow_and_begin_anew),
     };
 
