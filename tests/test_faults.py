@@ -7,15 +7,17 @@ Each run is a process of its own, because a fault may need one (see faults/__mai
 import json
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
-from faults import verdict
+from faults import jobs, verdict
 from faults.injections import FAULTS
 from faults.ledger import COMMITTED, RELAXED, UNKNOWN, Entry
 from faults.naive import MISTAKES
 from faults.subscribers import Habits, Seen, Segment
 from faults.wire import Framer, Unchunker, WireError
+from faults.workers import ACKED, CREW, HEIR, REFUSED, Delivery
 from harness.tools import REPOSITORY
 from harness.waiting import SLOWNESS, scaled
 
@@ -53,6 +55,7 @@ def test_nothing_is_lost_doubled_or_out_of_order(directory, cluster, fault):
     assert result["passed"], (counts(result), result["examples"], result["problems"])
     assert set(counts(result).values()) == {0}
     assert result["events"] >= EVENTS * 0.8 and result["resumes"] > 3
+    assert result["jobs"] > EVENTS / 50
 
 
 # -- the checker finds what it looks for --------------------------------------------------
@@ -61,7 +64,10 @@ FOUND_BY = {"resume-by-insertion": ("none", "lost"),
             "dropped-notification": ("none", "lost"),
             "doubled-frame": ("none", "doubled"),
             "swapped-frames": ("none", "reordered"),
-            "early-acknowledgement": ("backends-ended", "absent")}
+            "early-acknowledgement": ("backends-ended", "absent"),
+            "handed-to-two": ("none", "doubled"),
+            "forgotten-ack": ("none", "absent"),
+            "two-holders": ("none", "reordered")}
 
 
 if SLOWNESS == 1:  # the gateway that makes mistakes is no sanitizer's build
@@ -211,6 +217,69 @@ def test_what_was_lost_in_a_failover_may_be_seen_before_a_gap_only():
     assert judged_subscriber(seen((None, [10, 11, 12, 13])), former) == {"phantom": 1}
     assert judged_subscriber(seen((None, [10, 11, 13]), (9, [10, 11, 12])), former) == {
         "gaps": 1, "lost": 1}
+
+
+# -- the verdict on groups ----------------------------------------------------------------
+
+OPEN, DONE, DEAD = (False, False), (True, False), (False, True)
+
+
+def judged_jobs(group, states, deliveries, letters=(), crashed=False):
+    """States: {seq: (attempt, lease, how it stands)}; deliveries: (stream, seq, attempt, lease,
+    outcome)."""
+    name = ("crew", "heir")[group]
+    stands = {(name, seq): jobs.State(attempt, lease, *how)
+              for seq, (attempt, lease, how) in states.items()}
+    handed = []
+    for stream, *id, outcome in deliveries:
+        handed.append(Delivery(group, stream, tuple(id)))
+        handed[-1].outcome = outcome
+    found = verdict.Verdict()
+    jobs.judge(found, jobs.Jobs(stands, Counter((name, seq) for seq in letters)), handed, crashed)
+    return {what: number for what, number in found.counts.items() if number}
+
+
+@pytest.mark.parametrize("states, deliveries, expected", [
+    ({7: (1, "a", DONE)}, [(1, 7, 1, "a", ACKED)], {}),
+    ({7: (1, "a", DONE)}, [(1, 7, 1, "a", UNKNOWN)], {}),
+    ({7: (2, "b", DONE)}, [(1, 7, 1, "a", None), (2, 7, 2, "b", ACKED)], {}),
+    ({7: (2, "b", DONE)}, [(1, 7, 1, "a", REFUSED), (2, 7, 2, "b", ACKED)], {}),
+    ({7: (1, "a", OPEN)}, [(1, 7, 1, "a", None)], {"lost": 1}),
+    ({7: (None, None, OPEN)}, [], {"lost": 1}),
+    ({7: (1, "a", DONE)}, [(1, 7, 1, "a", None)], {"phantom": 1}),
+    ({7: (2, "b", DONE)}, [(1, 7, 1, "a", ACKED), (2, 7, 2, "b", ACKED)],
+     {"absent": 1, "doubled": 1}),
+    ({7: (1, "a", OPEN)}, [(1, 7, 1, "a", ACKED)], {"lost": 1, "absent": 1}),
+    ({7: (1, "a", DONE)}, [(1, 7, 1, "a", ACKED), (2, 7, 1, "a", REFUSED)], {"doubled": 1}),
+    ({7: (1, "b", DONE)}, [(1, 7, 1, "a", None), (2, 7, 1, "b", ACKED)], {"doubled": 1}),
+])
+def test_a_group_is_held_to_its_table(states, deliveries, expected):
+    assert judged_jobs(CREW, states, deliveries) == expected
+
+
+def test_a_claim_that_a_crash_took_may_be_made_again():
+    again = {7: (1, "b", DONE)}, [(1, 7, 1, "a", REFUSED), (2, 7, 1, "b", ACKED)]
+    assert judged_jobs(CREW, *again, crashed=True) == {}
+
+
+def test_who_is_dead_is_said_to_be_so_once():
+    dead = {7: (3, None, DEAD)}, [(1, 7, 3, "c", None)]
+    assert judged_jobs(CREW, *dead, letters=[7]) == {}
+    assert judged_jobs(CREW, *dead) == {"lost": 1}
+    assert judged_jobs(CREW, *dead, letters=[7, 7]) == {"doubled": 1}
+
+
+@pytest.mark.parametrize("handed, expected", [
+    ([(1, 7, 1), (1, 8, 1), (2, 9, 1)], {}),
+    ([(1, 7, 1), (1, 8, 1), (2, 8, 2), (2, 9, 1)], {}),
+    ([(1, 8, 1), (1, 7, 1), (1, 9, 1)], {"reordered": 1}),
+    ([(1, 7, 1), (2, 8, 1), (1, 9, 1)], {"reordered": 1}),
+])
+def test_an_exclusive_group_has_one_holder_who_gets_all_in_order(handed, expected):
+    deliveries = [(stream, seq, attempt, f"{stream}.{seq}", UNKNOWN)
+                  for stream, seq, attempt in handed]
+    states = {seq: (attempt, f"{stream}.{seq}", DONE) for stream, seq, attempt in handed}
+    assert judged_jobs(HEIR, states, deliveries) == expected
 
 
 # -- the bytes ----------------------------------------------------------------------------

@@ -19,12 +19,15 @@ and with what the publishers were told; every figure of the verdict must be zero
     subscribers  many streams in one process
     publishers   POSTs, repeated with their key until they are acknowledged
     writers      SQL transactions of every kind
+    workers      consumers of two groups, who acknowledge, leave and forget
     world        PostgreSQL and gateways, and how they are harmed and mended
     namespace    a network and mounts of one's own
     injections   the faults, by name
     verdict      the comparison
+    jobs         the same for groups
     run          one fault in its world, from begin to end
     report       the table
+    naive_groups the same for groups
     naive        a small gateway that can be told to make mistakes: the checker must see them
 
 `make check-faults` runs all; `FAULTS='gateway-killed disk-full'` chooses, FAULT_EVENTS says

@@ -5,15 +5,18 @@ from multiprocessing.sharedctypes import RawArray, RawValue
 
 MOST_PROBES = 200
 MOST_HANDS = 32
+MOST_GROUPS = 2
 
 
 class Board:
-    """Each number is written by one party: the phase and `publishing` by the main process,
-    `written[hand]` by the thread of that number, the rest by the subscribers."""
+    """Each number is written by one party: the phase, `publishing` and `working` by the main
+    process, `written[hand]` by the thread of that number, `jobs_done` by the workers, the rest
+    by the subscribers."""
 
     def __init__(self, gateways):
         self.phase = RawValue(ctypes.c_int, 0)
         self.publishing = RawValue(ctypes.c_int, 1)
+        self.working = RawValue(ctypes.c_int, 1)
         self.connected = RawValue(ctypes.c_int, 0)
         self.begun = RawValue(ctypes.c_int, 0)
         self.finished = RawValue(ctypes.c_int, 0)
@@ -25,6 +28,8 @@ class Board:
         self.unavailable = RawArray(ctypes.c_longlong, MOST_HANDS)  # POSTs answered 503
         # When (monotonic) probe number n was first seen through gateway g: [n * gateways + g]
         self.probes = RawArray(ctypes.c_double, MOST_PROBES * gateways)
+        # When probe number n was acknowledged in group g: [n * MOST_GROUPS + g]
+        self.jobs_done = RawArray(ctypes.c_double, MOST_PROBES * MOST_GROUPS)
 
     def events(self):
         return sum(self.written)

@@ -14,7 +14,7 @@ from harness.tools import gateway_path
 from harness.waiting import SLOWNESS
 
 from . import namespace, writers
-from .traffic import CHANNELS
+from .traffic import BUSY_CHANNELS
 from .world import Server, SmallServer, TcpServer
 
 FAULTS = {}
@@ -91,7 +91,7 @@ def gateway_ended(world, turn):
        turns=3, weight=4, extra_seconds=8)
 def gateway_killed_in_a_burst(world, turn):
     entry = world.pen.entry(world.plan.burst_rows)
-    writers.burst(world.servers.dsn(), entry, CHANNELS[:-1])
+    writers.burst(world.servers.dsn(), entry, BUSY_CHANNELS)
     world.board.written[world.hand] += entry.count
     world.sleep(world.random.uniform(0.02, 0.7))
     victim = world.gateways[turn % 2]

@@ -12,6 +12,8 @@ It has real sockets and a real LISTEN, and numbers rows as the gateways do. The 
     doubled-frame           every hundredth frame is sent twice
     swapped-frames          every hundredth pair of frames is sent the wrong way round
     early-acknowledgement   a POST is acknowledged first and committed then
+
+and those of its groups (naive_groups).
 """
 
 import json
@@ -26,11 +28,12 @@ from urllib.parse import parse_qsl, urlsplit
 
 import psycopg
 
+from .naive_groups import GROUP_MISTAKES, Consumer, Groups, settle
 from .traffic import matches
 from .verdict import frame_of
 
 MISTAKES = ("resume-by-insertion", "dropped-notification", "doubled-frame", "swapped-frames",
-            "early-acknowledgement")
+            "early-acknowledgement", *GROUP_MISTAKES)
 ROWS = "SELECT seq, channel, type, data::text FROM gateway.events WHERE "
 EVENT = re.compile(r'\s*\{"channel":"([^"]+)","type":"([^"]+)","data":')
 CHUNKED = ("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
@@ -48,6 +51,7 @@ class Naive:
         self.streams = set()
         self.lock = threading.Lock()  # of head and streams
         self.notifications = 0
+        self.groups = Groups(mistake)
 
     def connect(self):
         return psycopg.connect(self.dsn, autocommit=True, connect_timeout=2,
@@ -112,8 +116,14 @@ class Naive:
                     query = parse_qsl(url.query)
                     if url.path == "/readyz":
                         answer(sock, "200 OK" if self.ready else "503 Unavailable", {})
+                    elif url.path != "/events":
+                        answer(sock, settle(self.groups, self.connect, url.path, dict(query)), {})
                     elif method == "POST":
                         self.publish(sock, query, fields, body)
+                    elif "group" in dict(query):
+                        sock.sendall(PLAIN.encode())
+                        Consumer(self.groups, self.connect, dict(query), sock.sendall).run()
+                        return
                     else:
                         Stream(self, sock, query, fields, version).run()
                         return

@@ -12,11 +12,12 @@ import psycopg
 from harness.tools import die_with_parent
 from harness.waiting import scaled, wait_until
 
-from . import namespace, publishers, subscribers, verdict, writers
-from .board import MOST_HANDS, MOST_PROBES, Board
+from . import jobs, namespace, publishers, subscribers, verdict, workers, writers
+from .board import MOST_GROUPS, MOST_HANDS, MOST_PROBES, Board
 from .injections import FAULTS
 from .ledger import COMMITTED, Pen
-from .traffic import ALL_CHANNELS, BEGIN, END, PROBE, PROBE_CHANNEL
+from .naive_groups import GROUP_MISTAKES
+from .traffic import ALL_CHANNELS, BEGIN, END, JOBS_CHANNEL, PROBE, PROBE_CHANNEL
 from .world import World
 
 HTTP_HANDS = 4
@@ -100,19 +101,33 @@ class Run:
     def go(self):
         try:
             self.world.build()
+            self._bring_in_the_workers()
             self._bring_in_the_crowd()
             self._begin_publishing()
             for turn in range(self.turns):
                 self._take_turn(turn)
             self._reach_the_goal()
             self._end_publishing()
+            deliveries = self._end_working()
             seen = self._end_subscribing()
-            self._judge(seen)
+            self._judge(seen, deliveries)
         finally:
             for helper in self.helpers:
                 helper.end()
             self.world.remove()
         return self._report(seen)
+
+    def _help(self, work, *arguments):
+        helper = Helper(work, *arguments)
+        self.helpers.append(helper)
+        return helper
+
+    def _bring_in_the_workers(self):
+        """But where the mistake that is to be found has nothing to do with them."""
+        self.workers = None
+        if self.plan.sabotage in (None, "", *GROUP_MISTAKES):
+            self.workers = self._help(workers.work, self.world.addresses, self.board,
+                                      f"{self.plan.seed}-{self.fault.name}")
 
     def _bring_in_the_crowd(self):
         world = self.world
@@ -124,8 +139,7 @@ class Run:
         self.habits = habits
         crowd = subscribers.Crowd(habits, world.addresses, self.board,
                                   random.Random(f"{self.plan.seed} crowd"))
-        self.crowd = Helper(crowd.run)
-        self.helpers.append(self.crowd)
+        self.crowd = self._help(crowd.run)
         early = subscribers.early_count(habits)
         wait_until(lambda: self.board.connected.value >= early, "all are subscribed", 30)
         self._mark(BEGIN)
@@ -141,10 +155,11 @@ class Run:
         dsn_now = multiprocessing.get_context("fork").Array("c", 400)
         dsn_now.value = self.world.servers.dsn().encode()
         self.dsn_now = dsn_now
-        self.helpers.append(Helper(publishers.publish, http, rate * 0.5,
-                                   self.world.addresses, self.board, self.keys, seed))
-        self.helpers.append(Helper(writers.write, sql, rate * 0.5,
-                                   lambda: dsn_now.value.decode(), self.board, seed))
+        self.publishers = [
+            self._help(publishers.publish, http, rate * 0.5, self.world.addresses, self.board,
+                       self.keys, seed),
+            self._help(writers.write, sql, rate * 0.5, lambda: dsn_now.value.decode(),
+                       self.board, seed)]
 
     def _take_turn(self, turn):
         self.world.sleep(self.fault.pause / (2 if self.plan.brisk else 1))
@@ -157,32 +172,37 @@ class Run:
 
     def _measure_recovery(self):
         """From the moment the database answers until an event that is committed then has
-        come out of each gateway."""
+        come out of each gateway, and has been acknowledged in each group."""
         answered = self.world.wait_database()
         number = self._probe()
-        places = range(number * 2, number * 2 + 2)
+        self._measure_until("recovered", "an event comes out of each gateway", answered,
+                            self.board.probes, number * 2, 2)
+        if self.workers is not None:
+            self._measure_until("taken_over", "an event is acknowledged in each group", answered,
+                                self.board.jobs_done, number * MOST_GROUPS, MOST_GROUPS)
 
-        def everywhere():
+    def _measure_until(self, name, what, since, moments, first, count):
+        """Until there is each of these moments."""
+        def reached():
             self.world.look_after()
-            return all(self.board.probes[place] for place in places)
+            return all(moments[first:first + count])
 
         try:
-            wait_until(everywhere, "an event comes out of each gateway", RECOVERY_SECONDS,
-                       interval=0.005)
+            wait_until(reached, what, RECOVERY_SECONDS, interval=0.005)
         except TimeoutError as error:
             self.world.problems.append(str(error))
             return
-        last = max(self.board.probes[place] for place in places)
-        self.world.measure("recovered", max(0.0, last - answered))
+        self.world.measure(name, max(0.0, max(moments[first:first + count]) - since))
 
     def _probe(self):
         self.probes += 1
         assert self.probes < MOST_PROBES
         for _ in range(50):
             try:
-                with self.world.connect() as connection:
-                    connection.execute(writers.INSERT, (PROBE_CHANNEL, PROBE,
-                                                        f'{{"probe":{self.probes}}}'))
+                with self.world.connect() as connection, connection.transaction():
+                    for channel in (PROBE_CHANNEL, JOBS_CHANNEL):
+                        connection.execute(writers.INSERT, (channel, PROBE,
+                                                            f'{{"probe":{self.probes}}}'))
                 break
             except psycopg.Error:
                 time.sleep(0.05)
@@ -201,10 +221,33 @@ class Run:
 
     def _end_publishing(self):
         self.board.publishing.value = 0
-        for helper in self.helpers[1:]:
+        for helper in self.publishers:
             entries, problems = helper.result(90)
             self.entries += entries
             self.world.problems += problems
+
+    def _end_working(self):
+        """Everything is to be acknowledged or dead; then the workers go."""
+        if self.workers is None:
+            return []
+        self._number_all()
+
+        def all_settled():
+            self.world.look_after()
+            try:
+                with self.world.connect() as connection:
+                    return not jobs.unsettled(connection)
+            except psycopg.Error:
+                return False
+
+        try:
+            wait_until(all_settled, "every job is acknowledged or dead", 60, interval=0.1)
+        except TimeoutError as error:
+            self.world.problems.append(str(error))
+        self.board.working.value = 0
+        deliveries, problems = self.workers.result(60)
+        self.world.problems += problems
+        return deliveries
 
     def _end_subscribing(self):
         """Everybody stays where he is, until he has seen the last event of his channels."""
@@ -255,7 +298,7 @@ class Run:
 
     # -- judgement ----------------------------------------------------------------------
 
-    def _judge(self, seen):
+    def _judge(self, seen, deliveries):
         world = self.world
         self.tell("comparing")
         dsn = world.servers.dsn()
@@ -272,14 +315,18 @@ class Run:
         for each in seen:
             verdict.judge_subscriber(self.verdict, rows, begin_id, each, former)
             world.problems += each.problems
-        self.events = len(rows.ids)
+        worked = jobs.Jobs.read(dsn, END)  # of no group, if there were no workers
+        jobs.judge(self.verdict, worked, deliveries, world.servers.primary.crashed)
+        self.events, self.jobs = len(rows.ids), len(worked.states)
+        self.handed_out = len(deliveries)
         if not self.fault.exact and not self.verdict.lost_by_postgres:
             world.problems.append("PostgreSQL lost nothing: the fault was none")
 
     def _report(self, seen):
         result = {"fault": self.fault.name, "about": self.fault.about, "events": self.events,
                   "subscribers": len(seen), "resumes": self.board.resumes.value,
-                  "frames": self.board.frames.value, **self.verdict.counts,
+                  "frames": self.board.frames.value, "jobs": self.jobs,
+                  "handed_out": self.handed_out, **self.verdict.counts,
                   "lost_by_postgres": self.verdict.lost_by_postgres,
                   "silences": self.board.silences.value,
                   "refusals": self.board.refusals(), "keys": self.keys,

@@ -8,9 +8,14 @@ and a wrong order can all be told from the data alone.
 import re
 
 CHANNELS = ("orders.new", "orders.paid", "orders.gone", "users.1", "users.2", "news", "logs",
-            "quiet")
+            "jobs", "quiet")
 # How often each is written to: most have much, one has next to nothing.
-WEIGHTS = (20, 15, 10, 15, 15, 10, 15, 0.05)
+WEIGHTS = (20, 15, 10, 15, 15, 10, 15, 4, 0.05)
+# What the workers of groups work off, and where it ends if nobody can.
+JOBS_CHANNEL = "jobs"
+DEAD_CHANNEL = f"{JOBS_CHANNEL}.dead"
+# Into these goes what is written at once in large numbers.
+BUSY_CHANNELS = CHANNELS[:CHANNELS.index(JOBS_CHANNEL)]
 TYPES = ("message", "created", "changed")
 
 # Of the checker itself: the first and the last event of each channel, and those by which

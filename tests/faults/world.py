@@ -33,11 +33,12 @@ class Server(Cluster):
     settings = {**Cluster.settings, "max_connections": "100", "wal_level": "replica",
                 "synchronous_commit": "on", "wal_keep_size": "256MB"}
 
-    killed = False  # and not started again since
+    killed = False   # and not started again since
+    crashed = False  # once, at least
 
     def kill(self):
         """kill -9 of every process at once; the files stay as they are."""
-        self.killed = True
+        self.killed = self.crashed = True
         pids = list(self._pids())
         for pid in pids:
             self._signal(pid, signal.SIGKILL)
@@ -56,6 +57,10 @@ class Server(Cluster):
             self.start()
         super().remove()
 
+    def crash(self):
+        self.crashed = True
+        super().crash()
+
     def running(self):
         return self.process is not None and self.process.poll() is None
 
@@ -63,6 +68,7 @@ class Server(Cluster):
         """Starts it if it is not running, whatever ended it."""
         if not self.running():
             self.process = None
+            self.crashed = True
             self.start()
 
 
