@@ -22,7 +22,13 @@
 
 #define STATEMENT_USEC (5 * USEC_PER_SEC)
 
-/* How often the lock of an exclusive group is tried for. */
+/* Given back in one statement: well within its time, however many leave at once. */
+#define RETURNS_MAX 1000
+
+/* What was refused is tried again after so long. */
+#define AGAIN_USEC USEC_PER_SEC
+
+/* How often the place of an exclusive group's holder is tried for. */
 #define TRY_USEC (400 * USEC_PER_MSEC)
 
 static struct enrolment *enrolment_of(struct member *member)
@@ -61,6 +67,7 @@ void dealer_is_cut_off(struct dealer *dealer)
 
 void dealer_begins_anew(struct dealer *dealer)
 {
+    dealer->clear_usec = 0;
     for (struct group *group = roster_first(dealer->roster); group != NULL;
          group = group->next)
         roster_news(group);
@@ -70,7 +77,9 @@ void dealer_begins_anew(struct dealer *dealer)
 
 void dealer_settle(struct dealer *dealer, const struct errand *errand)
 {
-    if (errand->kind == ERRAND_REMOVE || errand->outcome == ERRAND_BAD)
+    /* Not done is still in hand: so no more is dealt for it, and its lease is seen to. */
+    if (errand->kind == ERRAND_REMOVE || errand->outcome == ERRAND_BAD ||
+        errand->outcome == ERRAND_UNAVAILABLE)
         return;
     struct group *group =
         roster_take(dealer->roster, errand->group, errand->seq, errand->id);
@@ -99,6 +108,47 @@ void dealer_take_freed(struct dealer *dealer, const char *payload)
 
 /* ---- what is given back, or told to others ---- */
 
+static void add_returns(struct dealer *dealer, struct returns *returns)
+{
+    returns->next = NULL;
+    *dealer->back_tail = returns;
+    dealer->back_tail = &returns->next;
+}
+
+static struct returns *take_returns(struct dealer *dealer)
+{
+    struct returns *first = dealer->back;
+
+    dealer->back = first->next;
+    if (dealer->back == NULL)
+        dealer->back_tail = &dealer->back;
+    return first;
+}
+
+static void free_returns(struct returns *returns)
+{
+    pairs_done(&returns->pairs);
+    free(returns);
+}
+
+static void give_back(struct dealer *dealer, const char *id, const char *name)
+{
+    struct returns *last = dealer->back != NULL
+                               ? CONTAINER_OF(dealer->back_tail, struct returns, next)
+                               : NULL;
+
+    if (last == NULL || pairs_count(&last->pairs) >= RETURNS_MAX) {
+        last = malloc(sizeof(*last));
+        if (last == NULL)
+            return; /* its lease will end */
+        pairs_init(&last->pairs);
+        add_returns(dealer, last);
+    }
+    pairs_add(&last->pairs, id, name);
+}
+
+/* What is not done stays. Without memory there is no list any more, and the connection that
+ * ends for it takes with it what was locked. */
 static int run_pairs(struct dealer *dealer, struct pairs *pairs, const char *what,
                      int (*run)(struct pairs *pairs, struct database *database,
                                 uint64_t deadline_usec, struct err *err),
@@ -106,16 +156,32 @@ static int run_pairs(struct dealer *dealer, struct pairs *pairs, const char *wha
 {
     if (pairs_count(pairs) == 0)
         return 0;
-    const int r = weigh(dealer, run(pairs, dealer->database, soon(), err), what, err);
-    if (r == 0)
+    const int r = run(pairs, dealer->database, soon(), err);
+    if (r == 0 || r == -ENOMEM)
         pairs_reset(pairs);
+    else
+        dealer->clear_usec = clock_usec() + AGAIN_USEC;
+    return weigh(dealer, r, what, err);
+}
+
+static int run_returns(struct dealer *dealer, struct err *err)
+{
+    if (dealer->back == NULL)
+        return 0;
+    struct returns *first = take_returns(dealer);
+    const int r = run_pairs(dealer, &first->pairs, "could not give deliveries back",
+                            claim_give_back, err);
+
+    if (pairs_count(&first->pairs) == 0)
+        free_returns(first);
+    else
+        add_returns(dealer, first); /* the others first */
     return r;
 }
 
-int dealer_clear(struct dealer *dealer, struct err *err)
+static int clear_some(struct dealer *dealer, struct err *err)
 {
-    int r = run_pairs(dealer, &dealer->back, "could not give deliveries back",
-                      claim_give_back, err);
+    int r = run_returns(dealer, err);
 
     if (r == 0)
         r = run_pairs(dealer, &dealer->unlock, "could not unlock a group", claim_unlock,
@@ -126,13 +192,27 @@ int dealer_clear(struct dealer *dealer, struct err *err)
     return r;
 }
 
+static bool has_to_clear(const struct dealer *dealer)
+{
+    return dealer->back != NULL || pairs_count(&dealer->unlock) > 0 ||
+           pairs_count(&dealer->freed) > 0;
+}
+
+int dealer_clear(struct dealer *dealer, struct err *err)
+{
+    int r = 0;
+
+    dealer->clear_usec = 0;
+    while (r == 0 && has_to_clear(dealer) && dealer->clear_usec == 0)
+        r = clear_some(dealer, err);
+    return r;
+}
+
 /* ---- handing out ---- */
 
 static void let_go(void *argument, const struct group *group, const char *id)
 {
-    struct dealer *dealer = argument;
-
-    pairs_add(&dealer->back, id, group->name);
+    give_back(argument, id, group->name);
 }
 
 static struct sse_frame *frame_of(const struct group *group, const PGresult *result,
@@ -166,7 +246,7 @@ static void deal(struct dealer *dealer, struct group *group, const PGresult *res
 
     if (member == NULL) {
         sse_frame_free(frame);
-        pairs_add(&dealer->back, id, group->name);
+        give_back(dealer, id, group->name);
         return;
     }
     atomic_fetch_add_explicit(&member->unsent_bytes, sse_frame_weight(frame),
@@ -235,16 +315,16 @@ static struct member *next_holder(const struct group *group)
     return NULL;
 }
 
-/* The lock is ours: what was in flight comes first, and in order. */
+/* The lock is ours: what was in flight comes first, and in order; else there is no holder
+ * yet. */
 static int install(struct dealer *dealer, struct group *group, struct member *holder,
                    struct err *err)
 {
-    const int r = weigh(
-        dealer, claim_recall(group->channel, group->name, dealer->database, soon(), err),
-        "could not recall deliveries", err);
+    const int r =
+        claim_recall(group->channel, group->name, dealer->database, soon(), err);
 
     if (r < 0)
-        return r;
+        return weigh(dealer, r, "could not recall deliveries", err);
     group->holder = holder;
     group->ticked = false;
     wheel_set(dealer->wheel, &group->tick, clock_usec() + holder->lease_usec / 3);
@@ -254,14 +334,10 @@ static int install(struct dealer *dealer, struct group *group, struct member *ho
 
 static int try_lock(struct dealer *dealer, struct group *group, struct err *err)
 {
-    const int r = weigh(dealer,
-                        claim_try_lock(group->channel, group->name, dealer->database,
-                                       soon(), &group->locked, err),
-                        "could not try for a lock", err);
-
-    group->ticked = false;
-    wheel_set(dealer->wheel, &group->tick, clock_usec() + TRY_USEC);
-    return r;
+    return weigh(dealer,
+                 claim_try_lock(group->channel, group->name, dealer->database, soon(),
+                                &group->locked, err),
+                 "could not try for a lock", err);
 }
 
 /* Begins the leases of what its members have in hand anew, or (0) only asks; what they do not
@@ -306,18 +382,19 @@ static int keep_holder(struct dealer *dealer, struct group *group, struct err *e
 
 static int mind_group(struct dealer *dealer, struct group *group, struct err *err)
 {
+    const bool is_time = group->ticked || !wheel_timer_is_set(&group->tick);
     struct member *next = group->holder == NULL ? next_holder(group) : NULL;
+    int r = 0;
 
     if (group->holder != NULL)
         return group->ticked ? keep_holder(dealer, group, err) : 0;
-    if (next == NULL)
+    if (next == NULL || !is_time)
         return 0;
-    if (!group->locked && (group->ticked || !wheel_timer_is_set(&group->tick))) {
-        const int r = try_lock(dealer, group, err);
-        if (r < 0)
-            return r;
-    }
-    return group->locked ? install(dealer, group, next, err) : 0;
+    group->ticked = false;
+    wheel_set(dealer->wheel, &group->tick, clock_usec() + TRY_USEC);
+    if (!group->locked)
+        r = try_lock(dealer, group, err);
+    return r == 0 && group->locked ? install(dealer, group, next, err) : r;
 }
 
 static int mind_groups(struct dealer *dealer, struct err *err)
@@ -371,7 +448,7 @@ void dealer_join(struct dealer *dealer, struct enrolment *enrolment)
 int dealer_turn(struct dealer *dealer, struct err *err)
 {
     wheel_advance(dealer->wheel, clock_usec());
-    int r = dealer_clear(dealer, err);
+    int r = clock_usec() >= dealer->clear_usec ? clear_some(dealer, err) : 0;
 
     if (r == 0)
         r = mind_groups(dealer, err);
@@ -384,11 +461,10 @@ int dealer_turn(struct dealer *dealer, struct err *err)
 
 uint64_t dealer_due_usec(const struct dealer *dealer)
 {
-    const bool busy = roster_has_wanted(dealer->roster) ||
-                      pairs_count(&dealer->back) > 0 ||
-                      pairs_count(&dealer->unlock) > 0 || pairs_count(&dealer->freed) > 0;
-
-    return busy ? 0 : wheel_next_usec(dealer->wheel);
+    if (roster_has_wanted(dealer->roster))
+        return 0;
+    return MIN(has_to_clear(dealer) ? dealer->clear_usec : CLOCK_NEVER,
+               wheel_next_usec(dealer->wheel));
 }
 
 /* ---- life ---- */
@@ -396,7 +472,7 @@ uint64_t dealer_due_usec(const struct dealer *dealer)
 int dealer_init(struct dealer *dealer, struct database *database, struct stats *stats)
 {
     *dealer = (struct dealer){.stats = stats, .database = database};
-    pairs_init(&dealer->back);
+    dealer->back_tail = &dealer->back;
     pairs_init(&dealer->freed);
     pairs_init(&dealer->unlock);
     dealer->wheel = wheel_new(clock_usec());
@@ -412,7 +488,8 @@ void dealer_done(struct dealer *dealer)
 {
     roster_free(dealer->roster);
     wheel_free(dealer->wheel);
-    pairs_done(&dealer->back);
+    while (dealer->back != NULL)
+        free_returns(take_returns(dealer));
     pairs_done(&dealer->freed);
     pairs_done(&dealer->unlock);
 }

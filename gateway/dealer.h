@@ -49,15 +49,23 @@ struct enrolment {
     struct enrolment **link;
 };
 
+/* Deliveries that one statement gives back. */
+struct returns {
+    struct pairs pairs;
+    struct returns *next;
+};
+
 struct dealer {
     struct stats *stats;       /* [const] */
     struct database *database; /* [const] its owner's */
     struct wheel *wheel;
     struct roster *roster;
     struct enrolment *enrolments;
-    struct pairs back;   /* to be given back */
+    struct returns *back; /* to be given back */
+    struct returns **back_tail;
     struct pairs freed;  /* acknowledged, and in nobody's hand here */
     struct pairs unlock; /* groups whose last exclusive member has left */
+    uint64_t clear_usec; /* not before: one of these three has been refused */
     struct refusal refusal;
 };
 
@@ -82,7 +90,7 @@ void dealer_take_freed(struct dealer *dealer, const char *payload);
  * told to the log, and left for later. */
 int dealer_turn(struct dealer *dealer, struct err *err) MUST_CHECK;
 
-/* Only what is to be given back, unlocked and told. */
+/* Only what is to be given back, unlocked and told; all of it, as far as it is not refused. */
 int dealer_clear(struct dealer *dealer, struct err *err) MUST_CHECK;
 
 /* When dealer_turn() has something to do. */

@@ -24,7 +24,7 @@ int refusal_weigh(struct refusal *refusal, int r, struct database *database,
         strcmp(database_sqlstate(database), READ_ONLY) == 0)
         return r;
     if (now >= refusal->told_usec + TELL_USEC || refusal->told_usec == 0) {
-        log_warning("%s: %s; trying again", what, err->text);
+        log_warning("%s: %s", what, err->text);
         refusal->told_usec = now;
     }
     return 0;

@@ -184,7 +184,7 @@ $$;
 
 -- Removes a group; false: there was none. Its deliveries go with the next look of retention.
 CREATE FUNCTION gateway.remove_group(channel text, group_name text) RETURNS boolean
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     removed integer;
 BEGIN

@@ -415,6 +415,114 @@ static void stopping_gives_back_and_ends_everybody(void **state)
     drop_frames(&worker);
 }
 
+/* Whoever wants a row of gateway.deliveries waits until thaw(). */
+static void freeze(struct world *world)
+{
+    pg_run(world->pg.conn, "BEGIN; SELECT FROM gateway.deliveries FOR UPDATE");
+}
+
+static void thaw(struct world *world)
+{
+    pg_run(world->pg.conn, "ROLLBACK");
+}
+
+/* The groups have waited for a row, and have given up. */
+static void wait_for_refusal(struct world *world)
+{
+    static const char waiting[] = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+
+    WAIT_FOR(pg_number(world->pg.conn, waiting) == 1);
+    WAIT_FOR(pg_number(world->pg.conn, waiting) == 0);
+}
+
+static void what_could_not_be_given_back_is_given_back_later(void **state)
+{
+    struct world *world = *state;
+    struct worker first, second;
+
+    start(world, world->pg.dsn);
+    publish(world, 1);
+    assert_int_equal(join(world, &first, 1, false), 0);
+    WAIT_FOR(load(&first.dealt) == 1);
+    freeze(world);
+    leave(&first);
+    wait_for_refusal(world);
+    thaw(world);
+    assert_int_equal(join(world, &second, 1, false), 0);
+    WAIT_FOR(load(&second.dealt) == 1);
+    leave(&second);
+}
+
+static void a_delivery_that_could_not_be_acknowledged_keeps_its_place(void **state)
+{
+    struct world *world = *state;
+    struct worker worker;
+    struct task task, other = {.id = "99.1.aaaaaaaaaaaa"};
+
+    start(world, world->pg.dsn);
+    publish(world, 2);
+    assert_int_equal(join(world, &worker, 1, false), 0);
+    WAIT_FOR(load(&worker.dealt) == 1);
+    freeze(world);
+    begin_ack(world, &task, &worker, 0, NULL);
+    assert_int_equal(end_task(&task), ERRAND_UNAVAILABLE);
+    thaw(world);
+    /* When this is answered, whoever had a free place has been dealt to. */
+    other.errand = (struct errand){.kind = ERRAND_ACK,
+                                   .group = "workers",
+                                   .id = other.id,
+                                   .seq = 99,
+                                   .done = on_done};
+    assert_int_equal(groups_do(world->groups, &other.errand), 0);
+    assert_int_equal(end_task(&other), ERRAND_MISSING);
+    assert_int_equal(load(&worker.dealt), 1);
+    leave(&worker);
+}
+
+static void a_new_holder_begins_with_what_was_in_flight(void **state)
+{
+    struct world *world = *state;
+    struct worker holder, next;
+    uint64_t seq;
+
+    start(world, world->pg.dsn);
+    publish(world, 2);
+    assert_int_equal(join(world, &holder, 1, true), 0);
+    WAIT_FOR(load(&holder.dealt) == 1);
+    seq = holder.frames[0]->seq;
+    assert_int_equal(join(world, &next, 1, true), 0);
+    freeze(world);
+    leave(&holder);
+    wait_for_refusal(world); /* of what it gives back */
+    wait_for_refusal(world); /* of what the next one calls back */
+    thaw(world);
+    WAIT_FOR(load(&next.dealt) == 1);
+    assert_int_equal(next.frames[0]->seq, seq);
+    leave(&next);
+}
+
+static void a_group_that_cannot_be_removed_now_disturbs_no_other(void **state)
+{
+    struct world *world = *state;
+    struct worker holder;
+    struct task task = {
+        .errand = {
+            .kind = ERRAND_REMOVE, .channel = "other", .group = "busy", .done = on_done}};
+
+    start(world, world->pg.dsn);
+    publish(world, 1);
+    assert_int_equal(join(world, &holder, 1, true), 0);
+    WAIT_FOR(load(&holder.dealt) == 1);
+    pg_run(world->pg.conn, "SELECT gateway.claim('other', 'busy')");
+    pg_run(world->pg.conn, "BEGIN; SELECT FROM gateway.groups WHERE name = 'busy' "
+                           "FOR NO KEY UPDATE");
+    assert_int_equal(groups_do(world->groups, &task.errand), 0);
+    assert_int_equal(end_task(&task), ERRAND_UNAVAILABLE);
+    thaw(world);
+    assert_int_equal(load(&holder.ended), 0);
+    leave(&holder);
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
 
 int main(void)
@@ -431,6 +539,10 @@ int main(void)
         TEST(an_errand_whose_answer_is_lost_is_told_so),
         TEST(the_holder_ends_with_the_connection),
         TEST(stopping_gives_back_and_ends_everybody),
+        TEST(what_could_not_be_given_back_is_given_back_later),
+        TEST(a_delivery_that_could_not_be_acknowledged_keeps_its_place),
+        TEST(a_new_holder_begins_with_what_was_in_flight),
+        TEST(a_group_that_cannot_be_removed_now_disturbs_no_other),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,157 @@
+/* test_dealer.c - what is claimed is dealt to the consumers here, and what they leave behind is
+ * given back. */
+#include "pg.h"
+
+#include "dealer.h"
+#include "failing_malloc.h"
+
+#define EVENTS 2500
+
+struct world {
+    struct pg pg;
+    struct database *database;
+    struct stats *stats;
+    struct dealer dealer;
+};
+
+static void on_deal(struct enrolment *enrolment, struct sse_frame *frame)
+{
+    atomic_fetch_sub_explicit(&enrolment->member.unsent_bytes, sse_frame_weight(frame),
+                              memory_order_relaxed);
+    sse_frame_free(frame);
+}
+
+static void on_end(struct enrolment *enrolment)
+{
+    (void)enrolment;
+}
+
+static void join(struct world *world, struct enrolment *enrolment)
+{
+    *enrolment = (struct enrolment){
+        .member = {.channel = "jobs",
+                   .name = "workers",
+                   .start = "earliest",
+                   .max = 1000,
+                   .lease_usec = 3600 * USEC_PER_SEC},
+        .deal = on_deal,
+        .end = on_end,
+        .gone = on_end,
+    };
+    dealer_join(&world->dealer, enrolment);
+}
+
+static void connect_anew(struct world *world)
+{
+    struct err err = {0};
+
+    assert_int_equal(
+        database_connect(world->database, clock_usec() + 10 * USEC_PER_SEC, &err), 0);
+    dealer_begins_anew(&world->dealer);
+}
+
+static void turn_until_dealt(struct world *world, size_t count)
+{
+    struct err err = {0};
+
+    WAIT_FOR(dealer_turn(&world->dealer, &err) == 0 &&
+             roster_in_hand(world->dealer.roster) == count);
+}
+
+static long count_due(struct world *world)
+{
+    return pg_number(world->pg.conn, "SELECT count(*) FROM gateway.deliveries WHERE "
+                                     "due_at <= clock_timestamp()");
+}
+
+static int set_up(void **state)
+{
+    static struct world world;
+
+    memset(&world, 0, sizeof(world));
+    pg_open(&world.pg, true);
+    world.stats = stats_new();
+    world.database = database_new(&(struct database_settings){
+        .dsn = world.pg.dsn, .door = "test", .target = "any", .stop_fd = -1});
+    assert_int_equal(dealer_init(&world.dealer, world.database, world.stats), 0);
+    connect_anew(&world);
+    *state = &world;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct world *world = *state;
+
+    dealer_done(&world->dealer);
+    database_free(world->database);
+    stats_free(world->stats);
+    pg_close(&world->pg);
+    return 0;
+}
+
+static void publish(struct world *world, int count)
+{
+    char sql[300];
+
+    (void)snprintf(sql, sizeof(sql),
+                   "SELECT gateway.publish_batch(array_fill('jobs'::text, ARRAY[%d]), "
+                   "array_fill('message'::text, ARRAY[%d]), array_fill('1'::text, "
+                   "ARRAY[%d]))",
+                   count, count, count);
+    pg_run(world->pg.conn, sql);
+}
+
+static void however_many_leave_at_once_all_is_given_back(void **state)
+{
+    struct world *world = *state;
+    struct enrolment workers[3];
+    struct err err = {0};
+
+    publish(world, EVENTS);
+    for (size_t i = 0; i < ARRAY_SIZE(workers); i++)
+        join(world, &workers[i]);
+    turn_until_dealt(world, EVENTS);
+    for (size_t i = 0; i < ARRAY_SIZE(workers); i++)
+        dealer_dismiss(&world->dealer, &workers[i]);
+    assert_int_equal(dealer_clear(&world->dealer, &err), 0);
+    assert_int_equal(count_due(world), EVENTS);
+}
+
+/* The n-th allocation of who leaves fails: what is not given back is left to its lease, and
+ * everything goes on. */
+static void without_memory_who_leaves_is_no_obstacle(void **state)
+{
+    struct world *world = *state;
+    struct enrolment worker;
+    struct err err = {0};
+    bool failed = true;
+
+    for (unsigned nth = 1; failed; nth++) {
+        publish(world, 20);
+        join(world, &worker);
+        turn_until_dealt(world, 20);
+        failing_malloc_begin(nth);
+        dealer_dismiss(&world->dealer, &worker);
+        failed = failing_malloc_end();
+        if (dealer_clear(&world->dealer, &err) < 0) {
+            dealer_is_cut_off(&world->dealer);
+            connect_anew(world);
+        }
+        assert_int_equal(dealer_clear(&world->dealer, &err), 0);
+        pg_run(world->pg.conn,
+               "DELETE FROM gateway.deliveries; DELETE FROM gateway.events");
+    }
+}
+
+#define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(however_many_leave_at_once_all_is_given_back),
+        TEST(without_memory_who_leaves_is_no_obstacle),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
