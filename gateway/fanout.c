@@ -280,6 +280,14 @@ static void add_stream(struct fanout *fanout, struct stream *stream)
     stats_add(fanout->settings.stats, STATS_STREAMS_OPENED, 1);
 }
 
+/* One that has not begun. */
+static void drop_stream(struct fanout *fanout, struct stream *stream)
+{
+    leave_channels(fanout, stream);
+    count_channels(fanout);
+    stream_free(stream);
+}
+
 /* In all its channels; NULL: no memory. */
 static struct stream *make_stream(struct fanout *fanout, struct connection *connection,
                                   const struct stream_wishes *wishes)
@@ -294,14 +302,12 @@ static struct stream *make_stream(struct fanout *fanout, struct connection *conn
     /* "Now" is when it is asked, if that can be told yet. */
     if (stream->place == STREAM_AT_NOW && ring_now(fanout->settings.reader, &stream->seq))
         stream->place = STREAM_AT_SEQ;
-    if (join_channels(fanout, stream, wishes) < 0 ||
-        join_relay(fanout, stream, wishes) < 0) {
-        leave_channels(fanout, stream);
-        stream_free(stream);
-        return NULL;
-    }
+    const int result = join_channels(fanout, stream, wishes);
     count_channels(fanout);
-    return stream;
+    if (result == 0)
+        return stream;
+    drop_stream(fanout, stream);
+    return NULL;
 }
 
 struct stream *fanout_subscribe(struct fanout *fanout, struct connection *connection,
@@ -309,8 +315,13 @@ struct stream *fanout_subscribe(struct fanout *fanout, struct connection *connec
 {
     struct stream *stream = make_stream(fanout, connection, wishes);
 
-    if (stream != NULL)
-        add_stream(fanout, stream);
+    if (stream == NULL)
+        return NULL;
+    if (join_relay(fanout, stream, wishes) < 0) {
+        drop_stream(fanout, stream);
+        return NULL;
+    }
+    add_stream(fanout, stream);
     return stream;
 }
 
@@ -332,9 +343,7 @@ int fanout_consume(struct fanout *fanout, struct connection *connection,
     wanted.knows_newest = ring_now(fanout->settings.reader, &wanted.newest);
     const int r = consumer_join(stream, &wanted, &settings);
     if (r < 0) {
-        leave_channels(fanout, stream);
-        count_channels(fanout);
-        stream_free(stream);
+        drop_stream(fanout, stream);
         return r;
     }
     add_stream(fanout, stream);

@@ -496,3 +496,12 @@ def test_a_claim_in_an_open_transaction_holds_up_its_own_group_only(gateway, pg)
         assert not a.pending()
         session.rollback()
         assert a.next_event().data == "1"
+
+
+def test_a_consumer_of_a_relayed_channel_has_nobody_listen_to_it(pg, gateway_factory):
+    gateway = gateway_factory(pg, {"channels.relay": "*"})
+    with consume(gateway, "jobs") as worker, gateway.subscribe("chat") as stream:
+        stream.wait_checkpoint()
+        assert gateway.metric("pgsse_relay_channels") == 1
+        gateway.publish("jobs", "1")
+        worker.next_event()
