@@ -442,6 +442,35 @@ def test_another_number_of_attempts_holds_from_then_on(pg):
     assert len(dead(pg)) == 1
 
 
+# -- what gateways ask ------------------------------------------------------------------------
+
+
+def renew(pg, ids, lease):
+    return [id for id, in pg.execute("SELECT gateway.renew(%s, %s, %s)",
+                                     (ids, ["workers"] * len(ids), lease))]
+
+
+def test_asking_what_is_held_writes_nothing(pg):
+    add(pg, 2)
+    held, done = (row[0] for row in claim(pg, 2))
+    ack(pg, done)
+    rows = "SELECT array_agg((ctid, xmin, due_at) ORDER BY seq)::text FROM gateway.deliveries"
+    before = pg.value(rows)
+    assert renew(pg, [held, done], None) == [done]
+    assert pg.value(rows) == before
+
+
+def test_a_delivery_that_is_being_acknowledged_does_not_keep_others_from_being_renewed(pg):
+    add(pg, 2)
+    first, second = (row[0] for row in claim(pg, 2))
+    with pg.connect(autocommit=False) as worker:
+        worker.execute("SELECT gateway.ack(%s, 'workers')", (first,))
+        assert renew(pg, [first, second], "1 h") == []
+    long = "SELECT count(*) FROM gateway.deliveries WHERE due_at > now() + interval '30 min'"
+    assert pg.value(long) == 1
+    assert renew(pg, [first, second], None) == [first]
+
+
 # -- arguments ------------------------------------------------------------------------------
 
 
