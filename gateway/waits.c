@@ -98,11 +98,9 @@ void waits_expire(struct waits *waits, bool all)
 
 bool waits_are_rung(const struct waits *waits)
 {
-    const uint64_t now = clock_usec();
-
     for (const struct wait *wait = waits->first; wait != NULL; wait = wait->next) {
-        if (wait->row != 0 && now >= wait->look_usec)
-            return now >= waits->not_before_usec;
+        if (wait->look_usec == 0 && wait->row != 0)
+            return clock_usec() >= waits->not_before_usec;
     }
     return false;
 }

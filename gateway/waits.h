@@ -66,7 +66,7 @@ void waits_begin_anew(struct waits *waits);
 /* Tells those whose time is over; with `all` everybody. */
 void waits_expire(struct waits *waits, bool all);
 
-/* Has a bell been rung for somebody, or is a look due, so that there may be an answer? */
+/* Has a bell been rung for somebody, so that there is an answer to be had? */
 bool waits_are_rung(const struct waits *waits) MUST_CHECK;
 
 /* When waits_turn() or waits_expire() has something to do. */

@@ -27,7 +27,8 @@ class Fault:
     """A fault's name and what its world must be like."""
 
     def __init__(self, inject, about, turns=3, pause=2.0, weight=1.0, server=Server, places=1,
-                 root=False, own_namespace=False, exact=True, furnish=None, extra_seconds=0):
+                 root=False, own_namespace=False, exact=True, furnish=None, extra_seconds=0,
+                 steady=True):
         self.inject = inject
         self.name = inject.__name__.replace("_", "-")
         self.about = about
@@ -39,6 +40,7 @@ class Fault:
         self.root = root or own_namespace
         self.own_namespace = own_namespace
         self.exact = exact      # nothing may be lost, and so nobody may be told `gap`
+        self.steady = steady    # no lease ends before its time, or after it
         self.furnish = furnish or (lambda world: None)
         self.preloads = furnish is not None  # a library that sanitizers do not bear
         self.seconds = turns * pause + extra_seconds  # about how long all turns take
@@ -139,8 +141,9 @@ def furnish_memory(world):
     os.environ.update({"LD_PRELOAD": str(library), "FAILING_MEMORY": str(path)})
 
 
+# A lease for whose renewal there is no memory ends: what its holder has comes to it again.
 @fault("memory runs out in the gateways: every n-th allocation fails", turns=4,
-       furnish=furnish_memory, extra_seconds=8)
+       furnish=furnish_memory, steady=False, extra_seconds=8)
 def memory_used_up(world, turn):
     before = world.memory.fail_every((1000, 100, 20, 3)[turn % 4])
     yield 2.0
@@ -163,11 +166,14 @@ def furnish_clock(world):
                        "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"})
 
 
+# Leases go by the clock of the database: what was handed out before it is set back comes when
+# it has gone on as far, and so each jump is followed by one to where no other leads.
 @fault("the clock jumps, for the gateways and PostgreSQL", turns=5, furnish=furnish_clock,
-       extra_seconds=5)
+       steady=False, extra_seconds=5)
 def clock_jumps(world, turn):
     world.clock_file.write_text(("+40d", "-40d", "+0", "-3600", "+20")[turn % 5] + "\n")
     yield 1.0
+    world.clock_file.write_text("+41d\n")
 
 
 # -- PostgreSQL ---------------------------------------------------------------------------

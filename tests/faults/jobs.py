@@ -59,9 +59,10 @@ class Jobs:
                        Counter(connection.execute(LETTERS, (DEAD_CHANNEL,)).fetchall()))
 
 
-def judge(verdict, jobs, deliveries, crashed):
+def judge(verdict, jobs, deliveries, crashed, steady=True):
     """`crashed`: PostgreSQL was, and may have lost claims of its last moments, which do not
-    wait for the disk: these events are handed out once more, as if never before."""
+    wait for the disk: these events are handed out once more, as if never before. Where it
+    was not `steady`, what was recalled from a holder comes late, and out of order."""
     _judge_states(verdict, jobs)
     if not verdict.exact:  # what was acknowledged may be lost, and its number another's
         return
@@ -69,7 +70,7 @@ def judge(verdict, jobs, deliveries, crashed):
         own = [each for each in deliveries if each.group == group]
         _judge_acknowledgements(verdict, name, jobs.states, own)
         _judge_handing_out(verdict, name, own, crashed)
-        if group == HEIR:
+        if group == HEIR and steady:
             _judge_order(verdict, name, own)
 
 

@@ -316,7 +316,8 @@ class Run:
             verdict.judge_subscriber(self.verdict, rows, begin_id, each, former)
             world.problems += each.problems
         worked = jobs.Jobs.read(dsn, END)  # of no group, if there were no workers
-        jobs.judge(self.verdict, worked, deliveries, world.servers.primary.crashed)
+        jobs.judge(self.verdict, worked, deliveries, world.servers.primary.crashed,
+                   self.fault.steady)
         self.events, self.jobs = len(rows.ids), len(worked.states)
         self.handed_out = len(deliveries)
         if not self.fault.exact and not self.verdict.lost_by_postgres:

@@ -27,8 +27,8 @@ WISHES = ({"lease": "2s", "max": 5, "max_attempts": 6},
           {"lease": "2s", "max": 5, "max_attempts": 50, "exclusive": "true"})
 
 ACKED = "acknowledged"
-REFUSED = "refused"    # 404 or 409: it is not held any more
-UNKNOWN = "unknown"    # no answer: it may be acknowledged or not
+REFUSED = "refused"    # 404 or 409, and at once: it is not held any more
+UNKNOWN = "unknown"    # no answer at first, if ever: it may be acknowledged or not
 TRIES = 4
 
 # Of the crew: what is forgotten comes again at the end of its lease.
@@ -144,7 +144,7 @@ class Worker:
     def _post(self, delivery, what):
         """At its own gateway, or at the other, until there is an answer."""
         id = ".".join(map(str, delivery.id))
-        own = self.gateway
+        own, refused = self.gateway, REFUSED
         for _ in range(TRIES):
             place = own if self.random.random() < 0.9 else self.random.randrange(len(self.addresses))
             try:
@@ -152,10 +152,12 @@ class Worker:
                     f"/events/{id}/{what}?group={GROUPS[self.group]}", [], b"")
             except OSError:
                 status = 503
+            if status == 503:  # perhaps it was done
+                refused = UNKNOWN
             if status == 204:
                 return ACKED
             if status in (404, 409):
-                return REFUSED
+                return refused
             if status not in (429, 503):
                 raise ValueError(f"{what} was answered {status}: {body[:300]!r}")
             own = self.random.randrange(len(self.addresses))
