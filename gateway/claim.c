@@ -72,13 +72,17 @@ int claim_tell_freed(struct pairs *deliveries, struct database *database,
 }
 
 int claim_recall(const char *channel, const char *group, struct database *database,
-                 uint64_t deadline_usec, struct err *err)
+                 uint64_t deadline_usec, bool *ret_more, struct err *err)
 {
+    CLEANUP(database_clear) PGresult *result = NULL;
     const char *values[] = {channel, group};
     const struct database_query query = {
-        .sql = "SELECT gateway.recall($1, $2)", .count = 2, .values = values};
+        .sql = "SELECT gateway.recall($1, $2) > 0", .count = 2, .values = values};
+    const int r = database_query(database, &query, deadline_usec, &result, err);
 
-    return database_query(database, &query, deadline_usec, NULL, err);
+    if (r == 0)
+        *ret_more = PQgetvalue(result, 0, 0)[0] == 't';
+    return r;
 }
 
 int claim_try_lock(const char *channel, const char *group, struct database *database,

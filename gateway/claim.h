@@ -40,9 +40,10 @@ int claim_renew(struct pairs *deliveries, uint64_t lease_usec, struct database *
 int claim_tell_freed(struct pairs *deliveries, struct database *database,
                      uint64_t deadline_usec, struct err *err) MUST_CHECK;
 
-/* Everything of the group that is in flight is due at once. */
+/* What is in flight of the group is due at once, the lowest numbers first; or a good part of it,
+ * and there is more. */
 int claim_recall(const char *channel, const char *group, struct database *database,
-                 uint64_t deadline_usec, struct err *err) MUST_CHECK;
+                 uint64_t deadline_usec, bool *ret_more, struct err *err) MUST_CHECK;
 
 /* The lock of the group's holder, which this session has until claim_unlock(), or its end. */
 int claim_try_lock(const char *channel, const char *group, struct database *database,

@@ -320,11 +320,16 @@ static struct member *next_holder(const struct group *group)
 static int install(struct dealer *dealer, struct group *group, struct member *holder,
                    struct err *err)
 {
+    bool more = false;
     const int r =
-        claim_recall(group->channel, group->name, dealer->database, soon(), err);
+        claim_recall(group->channel, group->name, dealer->database, soon(), &more, err);
 
     if (r < 0)
         return weigh(dealer, r, "could not recall deliveries", err);
+    if (more) {
+        wheel_set(dealer->wheel, &group->tick, clock_usec()); /* errands have their turn */
+        return 0;
+    }
     group->holder = holder;
     group->ticked = false;
     wheel_set(dealer->wheel, &group->tick, clock_usec() + holder->lease_usec / 3);

@@ -44,7 +44,8 @@ BEGIN
 END
 $$;
 
--- All that is in flight of this group is due at once; how many that were.
+-- Of what is in flight of this group, the thousand with the lowest numbers are due at once; how
+-- many that were. A thousand is well within the time that a statement has.
 CREATE FUNCTION gateway.recall(channel text, group_name text) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
@@ -57,7 +58,8 @@ BEGIN
                    JOIN gateway.deliveries d ON d.group_id = g.id
                   WHERE g.channel = recall.channel AND g.name = group_name
                     AND d.acked_at IS NULL AND NOT d.dead AND d.lease IS NOT NULL
-                    AND d.due_at > clock_timestamp());
+                    AND d.due_at > clock_timestamp()
+                  ORDER BY d.seq LIMIT 1000);
     PERFORM gateway.release(ids, array_fill(group_name, ARRAY[cardinality(ids)]));
     RETURN cardinality(ids);
 END

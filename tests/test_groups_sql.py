@@ -471,6 +471,16 @@ def test_a_delivery_that_is_being_acknowledged_does_not_keep_others_from_being_r
     assert renew(pg, [first, second], None) == [first]
 
 
+def test_so_many_are_called_back_at_once_the_lowest_first(pg):
+    add(pg, 1500)
+    claim(pg, 1000), claim(pg, 500)
+    assert pg.value("SELECT gateway.recall('jobs', 'workers')") == 1000
+    assert pg.value("SELECT max(seq) FILTER (WHERE due_at <= now()) < "
+                    "min(seq) FILTER (WHERE due_at > now()) FROM gateway.deliveries")
+    assert pg.value("SELECT gateway.recall('jobs', 'workers')") == 500
+    assert pg.value("SELECT gateway.recall('jobs', 'workers')") == 0
+
+
 # -- arguments ------------------------------------------------------------------------------
 
 

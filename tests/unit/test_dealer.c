@@ -26,14 +26,15 @@ static void on_end(struct enrolment *enrolment)
     (void)enrolment;
 }
 
-static void join(struct world *world, struct enrolment *enrolment)
+static void join(struct world *world, struct enrolment *enrolment, bool exclusive)
 {
     *enrolment = (struct enrolment){
         .member = {.channel = "jobs",
                    .name = "workers",
                    .start = "earliest",
                    .max = 1000,
-                   .lease_usec = 3600 * USEC_PER_SEC},
+                   .lease_usec = 3600 * USEC_PER_SEC,
+                   .exclusive = exclusive},
         .deal = on_deal,
         .end = on_end,
         .gone = on_end,
@@ -110,12 +111,30 @@ static void however_many_leave_at_once_all_is_given_back(void **state)
 
     publish(world, EVENTS);
     for (size_t i = 0; i < ARRAY_SIZE(workers); i++)
-        join(world, &workers[i]);
+        join(world, &workers[i], false);
     turn_until_dealt(world, EVENTS);
     for (size_t i = 0; i < ARRAY_SIZE(workers); i++)
         dealer_dismiss(&world->dealer, &workers[i]);
     assert_int_equal(dealer_clear(&world->dealer, &err), 0);
     assert_int_equal(count_due(world), EVENTS);
+}
+
+static void a_holder_has_all_called_back_before_it_begins(void **state)
+{
+    struct world *world = *state;
+    struct enrolment worker;
+
+    publish(world, EVENTS);
+    for (int i = 0; i < EVENTS; i += 1000)
+        pg_run(world->pg.conn, "SELECT count(*) FROM gateway.claim('jobs', 'workers', 1000, "
+                               "'1 h', 'earliest')");
+    join(world, &worker, true);
+    turn_until_dealt(world, 1000);
+    assert_int_equal(pg_number(world->pg.conn, "SELECT max(seq) FROM gateway.deliveries "
+                                               "WHERE attempt = 2"),
+                     1000);
+    assert_int_equal(count_due(world), EVENTS - 1000);
+    dealer_dismiss(&world->dealer, &worker);
 }
 
 /* The n-th allocation of who leaves fails: what is not given back is left to its lease, and
@@ -129,7 +148,7 @@ static void without_memory_who_leaves_is_no_obstacle(void **state)
 
     for (unsigned nth = 1; failed; nth++) {
         publish(world, 20);
-        join(world, &worker);
+        join(world, &worker, false);
         turn_until_dealt(world, 20);
         failing_malloc_begin(nth);
         dealer_dismiss(&world->dealer, &worker);
@@ -150,6 +169,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(however_many_leave_at_once_all_is_given_back),
+        TEST(a_holder_has_all_called_back_before_it_begins),
         TEST(without_memory_who_leaves_is_no_obstacle),
     };
 
