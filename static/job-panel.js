@@ -85,7 +85,8 @@ export class JobPanel {
         if (channel === '' || group === '')
             return;
         const exists = await this.#groupState.look(channel, group);
-        const open = this.#jobs.filter((job) => job.isOpen && (exists || job.group !== group));
+        const open = this.#jobs.filter(
+            (job) => job.isOpen && (exists || job.group !== group));
         await Promise.all(open.map((job) => job.look()));
     }
 }

@@ -73,7 +73,8 @@ export class PageWorker {
     #take({ id, data }) {
         const [event, attempt] = id.split('.');
         this.#id = id;
-        this.#data.textContent = shorten(layOut(data, 4 * DATA_CHARS), DATA_CHARS, DATA_LINES);
+        this.#data.textContent =
+            shorten(layOut(data, 4 * DATA_CHARS), DATA_CHARS, DATA_LINES);
         this.#delivery.dataset.event = event;
         this.#delivery.hidden = false;
         this.#say(`In hand: job ${event}, attempt ${attempt}.`);

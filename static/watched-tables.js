@@ -164,7 +164,8 @@ class LiveTable {
  * table: anybody may publish with these types. */
 function changeOf({ type, data, time }) {
     const members = OPERATIONS.has(type) ? membersOf(data) : null;
-    if (members?.get('op') !== JSON.stringify(type) || !members.get('table')?.startsWith('"'))
+    if (members?.get('op') !== JSON.stringify(type) ||
+        !members.get('table')?.startsWith('"'))
         return null;
     const before = rowOf(members.get('old'));
     const after = rowOf(members.get('new'));
