@@ -118,7 +118,7 @@ def test_a_malformed_call_in_between_is_put_aside_and_harms_no_other(pg, gateway
         listener.wait_checkpoint()
         psql("""NOTIFY pictures, '{"picture": ';""")
         assert listener.next_event().data == '{"picture": '
-    psql("""INSERT INTO gateway.events (channel, data) VALUES ('pictures', '{"picture": "sql.png"}')""")
+    psql("""SELECT gateway.publish('pictures', '{"picture": "sql.png"}')""")
     assert curl(one, picture("last"))["result"] == {"thumbnail": "last-64.png"}
     lines = at_other.lines()
     assert sorted(lines) == sorted(["made before", "made after", "made sql", "made last"]

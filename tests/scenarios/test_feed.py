@@ -149,7 +149,8 @@ def test_who_was_cut_off_misses_nothing(book, two, pg):
     book.psql("UPDATE guests SET words = 'after all' WHERE name = 'Fay';"
               "BEGIN; DELETE FROM guests; ROLLBACK; DELETE FROM guests WHERE name = 'Eve'")
     for number in range(60):  # more than `last` would have brought
-        book.psql(f"INSERT INTO guests VALUES (1000 + {number}, 'Hal', repeat('y', {number} * 300))")
+        book.psql("INSERT INTO guests"
+                  f" VALUES (1000 + {number}, 'Hal', repeat('y', {number} * 300))")
     book.sign(other, "Ida", "the last one")
     leaver.open(other)
     book.check()

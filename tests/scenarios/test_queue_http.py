@@ -22,7 +22,8 @@ WORKERS = 8
 KILLS = 30
 
 # What a worker has said of an acknowledgement: http_worker.py by itself, curl by its .curlrc.
-ACK = re.compile(r"([0-9]+|gone) http://.*/events/([0-9]+)\.[0-9]+\.[0-9a-z]{12}/(ack|nack)\?group=workers")
+ACK = re.compile(r"([0-9]+|gone) http://.*/events/([0-9]+)\.[0-9]+\.[0-9a-z]{12}/(ack|nack)"
+                 r"\?group=workers")
 
 
 def test_the_shell_worker_is_the_one_of_the_readme():
