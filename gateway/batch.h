@@ -34,7 +34,7 @@ struct batch {
     size_t inserted;    /* events that were not there */
     uint64_t first_seq; /* of the first of them; the others follow without a hole */
     char xid[24];
-    char written[24]; /* by then they were: microseconds of the epoch */
+    char written[24];                /* by then they were: microseconds of the epoch */
     size_t told_keys, told_inserted; /* batch_tell()'s own */
 
     char sqlstate[6];    /* of BATCH_FAILED */

@@ -478,12 +478,9 @@ int database_ask(struct database *database, const struct database_query *query,
     const uint64_t time_left = deadline_usec > now ? deadline_usec - now : 0;
     char msec[24];
     const char *values[] = {msec};
-    const struct database_query queries[] = {
-        {.sql = "SELECT pg_catalog.set_config('lock_timeout', $1, true)",
-         .count = 1,
-         .values = values},
-        *query,
-    };
+    static const char set[] = "SELECT pg_catalog.set_config('lock_timeout', $1, true)";
+    const struct database_query queries[] = {{.sql = set, .count = 1, .values = values},
+                                             *query};
 
     /* A little before us, so that the connection stands; 0 would be for ever. Without a BEGIN
      * the two are one transaction all the same. */

@@ -327,7 +327,8 @@ static int install(struct dealer *dealer, struct group *group, struct member *ho
     if (r < 0)
         return weigh(dealer, r, "could not recall deliveries", err);
     if (more) {
-        wheel_set(dealer->wheel, &group->tick, clock_usec()); /* errands have their turn */
+        wheel_set(dealer->wheel, &group->tick,
+                  clock_usec()); /* errands have their turn */
         return 0;
     }
     group->holder = holder;

@@ -126,8 +126,9 @@ static void a_holder_has_all_called_back_before_it_begins(void **state)
 
     publish(world, EVENTS);
     for (int i = 0; i < EVENTS; i += 1000)
-        pg_run(world->pg.conn, "SELECT count(*) FROM gateway.claim('jobs', 'workers', 1000, "
-                               "'1 h', 'earliest')");
+        pg_run(world->pg.conn,
+               "SELECT count(*) FROM gateway.claim('jobs', 'workers', 1000, "
+               "'1 h', 'earliest')");
     join(world, &worker, true);
     turn_until_dealt(world, 1000);
     assert_int_equal(pg_number(world->pg.conn, "SELECT max(seq) FROM gateway.deliveries "
