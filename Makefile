@@ -104,7 +104,7 @@ BUILD_ALL = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(sh
 
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
-.PHONY: all run run-clean clean help deps unit test asan tsan check-clients check-faults \
+.PHONY: all run run-clean clean help deps unit test again asan tsan check-clients check-faults \
         bench fuzz format lint install uninstall units unit-objects fuzzers benches FORCE
 
 all: $(PROGRAM) ## build build/pg-sse-gateway
@@ -139,7 +139,7 @@ unit: ## C unit tests (cmocka), with a PostgreSQL of their own
 test: ## all tests: unit and black-box (pytest); installs what they need
 	@gateway/scripts/install-packages build run test
 	@+$(BUILD_ALL) all units benches
-	@rm -rf $(BUILD)/results
+	@rm -rf $(BUILD)/results $(BUILD)/results-first
 	@mkdir -p $(BUILD)/results
 	@status=0; \
 	$(UNIT_ENV) tests/unit/run $(BUILD) $(UNITS) || status=1; \
@@ -147,6 +147,9 @@ test: ## all tests: unit and black-box (pytest); installs what they need
 	    --junitxml=$(BUILD)/results/pytest.xml || status=1; \
 	printf 'unit tests: '; cat $(BUILD)/results/unit.txt $(BUILD)/results/unit-failed.txt; \
 	exit $$status
+
+again: ## run once more, by itself, what failed in the last `make test`
+	@$(UNIT_ENV) $(PYTEST_ENV) $(PYTHON) -B tests/again.py $(BUILD)
 
 asan: ## all of `test` under the address and undefined-behaviour sanitizers
 	@+$(MAKE) --no-print-directory SAN=address,undefined test
