@@ -22,7 +22,7 @@ from harness.tools import REPOSITORY
 from harness.waiting import SLOWNESS, scaled
 
 EVENTS = 1500
-RUN_SECONDS = 90
+RUN_SECONDS = 150
 
 
 def run_faults(directory, cluster, *arguments):

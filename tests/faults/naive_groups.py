@@ -16,6 +16,7 @@ GROUP_MISTAKES = ("handed-to-two", "forgotten-ack", "two-holders")
 CLAIM = ("SELECT id, type, data::text FROM"
          " gateway.claim(%s, %s, %s, %s::interval, %s, max_attempts => %s)")
 LOCK = "SELECT pg_try_advisory_lock(hashtext(%s))"
+RECALL = "SELECT gateway.recall(%s, %s)"
 HELD = """SELECT d.seq || '.' || d.attempt || '.' || d.lease
       FROM gateway.deliveries d JOIN gateway.groups g ON g.id = d.group_id
      WHERE g.channel = %s AND g.name = %s AND d.acked_at IS NULL AND NOT d.dead"""
@@ -85,6 +86,9 @@ class Consumer:
     def wait_for_lock(self, connection):
         while self.exclusive and not connection.execute(LOCK, (self.group,)).fetchone()[0]:
             self.beat()
+        if self.exclusive:  # as a gateway does: what the one before had in hand comes first
+            while connection.execute(RECALL, (self.channel, self.group)).fetchone()[0]:
+                pass
 
     def take_turn(self, connection):
         self.ids &= {id for (id,) in connection.execute(HELD, (self.channel, self.group))}

@@ -23,8 +23,10 @@ from .wire import Framer, WireError
 GROUPS = ("crew", "heir")
 CREW, HEIR = range(MOST_GROUPS)
 SIZES = (4, 3)  # workers of each
+# The heir's lease is renewed by its gateway, and longer than that may stand still: where it ends,
+# what was in hand comes again behind what is new.
 WISHES = ({"lease": "2s", "max": 5, "max_attempts": 6},
-          {"lease": "2s", "max": 5, "max_attempts": 50, "exclusive": "true"})
+          {"lease": "30s", "max": 5, "max_attempts": 50, "exclusive": "true"})
 
 ACKED = "acknowledged"
 REFUSED = "refused"    # 404 or 409, and at once: it is not held any more
