@@ -193,13 +193,16 @@ static int run_errands(struct groups *groups, struct errands *list, size_t count
                        struct err *err)
 {
     int r = errand_run(list->first, count, groups->database, soon(), err);
+    /* Without an SQLSTATE it is not the server that has said no: libpq had no memory for its
+     * answer, say, and it may be done. */
+    const bool refused = r == -EIO && *database_sqlstate(groups->database) != '\0';
 
-    if (r == -EIO && count > 1) { /* one of them: each alone, then */
+    if (refused && count > 1) { /* one of them: each alone, then */
         for (r = 0; r == 0 && count > 0; count--)
             r = run_errands(groups, list, 1, err);
         return r;
     }
-    if (r == -EIO) {
+    if (refused) {
         take_refusal(groups, list->first, err);
         r = weigh(groups, r, "an errand was refused", err);
     } else if (r < 0) {

@@ -244,9 +244,12 @@ enum MHD_Result jobs_ack(struct exchange *exchange)
     struct job *job = make_job(exchange, ERRAND_ACK, query.values[0]);
     if (job == NULL)
         return exchange_problem(exchange, 503, "no memory for the request");
-    if (take_id(exchange, job, &err) < 0 || take_result(exchange, job, &err) < 0)
-        return refuse(exchange, &err);
-    return submit(exchange, job);
+    int r = take_id(exchange, job, &err);
+    if (r == 0)
+        r = take_result(exchange, job, &err);
+    if (r == -ENOMEM)
+        return exchange_problem(exchange, 503, "%s", err.text);
+    return r < 0 ? refuse(exchange, &err) : submit(exchange, job);
 }
 
 static int take_nack(const struct query *query, struct job *job, struct err *err)

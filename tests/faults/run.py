@@ -23,6 +23,7 @@ from .world import World
 HTTP_HANDS = 4
 SQL_KINDS = ("short", "savepoints", "copy", "long", "long", "relaxed", "prepared")
 RECOVERY_SECONDS = 15
+JOBS_SECONDS = 60  # behind a burst stand tens of thousands of jobs, and each is acknowledged
 
 
 class Plan:
@@ -176,19 +177,20 @@ class Run:
         answered = self.world.wait_database()
         number = self._probe()
         self._measure_until("recovered", "an event comes out of each gateway", answered,
-                            self.board.probes, number * 2, 2)
+                            self.board.probes, number * 2, 2, RECOVERY_SECONDS)
         if self.workers is not None:
             self._measure_until("taken_over", "an event is acknowledged in each group", answered,
-                                self.board.jobs_done, number * MOST_GROUPS, MOST_GROUPS)
+                                self.board.jobs_done, number * MOST_GROUPS, MOST_GROUPS,
+                                JOBS_SECONDS)
 
-    def _measure_until(self, name, what, since, moments, first, count):
+    def _measure_until(self, name, what, since, moments, first, count, patience):
         """Until there is each of these moments."""
         def reached():
             self.world.look_after()
             return all(moments[first:first + count])
 
         try:
-            wait_until(reached, what, RECOVERY_SECONDS, interval=0.005)
+            wait_until(reached, what, patience, interval=0.005)
         except TimeoutError as error:
             self.world.problems.append(str(error))
             return

@@ -122,6 +122,7 @@ class Standby(Server):
                   "-R", "-X", "stream", "--checkpoint=fast", "--no-sync")
 
     def promote(self):
+        self.crashed = True  # claims do not wait for a standby either
         self.admin("SELECT pg_promote(wait := false)")
 
     def is_streaming(self):
