@@ -222,6 +222,7 @@ def test_beyond_the_limit_a_stream_is_asked_to_come_back(pg, gateway_factory):
             notify(pg, "app_1", "1")
             assert stream.next_event().data == other.next_event().data == "1"
     # Whoever leaves makes room at once, although it is still listened to.
+    gateway.wait_metric("pgsse_streams", 0)
     with listen(gateway, "app_3", "app_4") as stream:
         notify(pg, "app_4", "4")
         assert stream.next_event().data == "4"
