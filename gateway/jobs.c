@@ -446,7 +446,9 @@ enum MHD_Result jobs_groups(struct exchange *exchange)
     if (asking != NULL)
         return exchange_problem(exchange, MHD_HTTP_SERVICE_UNAVAILABLE, "%s",
                                 asking->question.err.text);
-    if (read_query(exchange, names, &query) < 0)
+    if (read_query(exchange, names, &query) < 0 ||
+        (query.values[0] != NULL &&
+         group_check_channel(query.values[0], query.lengths[0], &query.err) < 0))
         return refuse(exchange, &query.err);
     asking = make_asking(exchange, sql);
     if (asking == NULL)

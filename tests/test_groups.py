@@ -505,3 +505,9 @@ def test_a_consumer_of_a_relayed_channel_has_nobody_listen_to_it(pg, gateway_fac
         assert gateway.metric("pgsse_relay_channels") == 1
         gateway.publish("jobs", "1")
         worker.next_event()
+
+
+def test_groups_are_listed_of_a_channel_by_its_name(gateway):
+    for channel in ("", "%ff", "a*", "x" * 251):
+        gateway.get(f"/groups?channel={channel}").problem(400)
+    assert gateway.get("/groups?channel=nobody").json() == {"groups": []}

@@ -110,6 +110,7 @@ class Response:
         assert isinstance(problem["title"], str) and problem["title"], problem
         assert isinstance(problem["detail"], str) and problem["detail"], problem
         assert problem["status"] == self.status, problem
+        assert problem["title"] != "Internal Server Error" or self.status == 500, problem
         return problem
 
     def __repr__(self):
