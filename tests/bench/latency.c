@@ -11,6 +11,9 @@
  *
  * They take turns, with random pauses. One line of JSON: microseconds. `answered` and
  * `committed` are below zero where the event was there first.
+ *
+ * With a relayed channel behind the count it is NOTIFYs of that channel instead: from before
+ * each is sent.
  */
 #include <inttypes.h>
 #include <libpq-fe.h>
@@ -38,6 +41,7 @@ struct sample {
 };
 
 struct probe {
+    const char *channel;
     int stream; /* the subscriber's socket */
     int http;   /* the publisher's */
     PGconn *database;
@@ -194,6 +198,18 @@ static struct sample insert(struct probe *probe, size_t number)
     return wait_for(probe, began, word, PQsocket(probe->database), is_committed);
 }
 
+static struct sample notify(struct probe *probe, size_t number)
+{
+    char word[40], sql[200];
+
+    (void)snprintf(word, sizeof(word), "notified-%zu.", number);
+    (void)snprintf(sql, sizeof(sql), "NOTIFY %s, '%s'", probe->channel, word);
+    const uint64_t began = figures_now_usec();
+    if (PQsendQuery(probe->database, sql) == 0)
+        give_up(PQerrorMessage(probe->database));
+    return wait_for(probe, began, word, PQsocket(probe->database), is_committed);
+}
+
 /* The newest rows are ours, a posted and an inserted one in turn. */
 static void look_up_commits(struct probe *probe, struct sample *posts,
                             struct sample *inserts, size_t count)
@@ -225,12 +241,15 @@ static void look_up_commits(struct probe *probe, struct sample *posts,
 
 static void subscribe(struct probe *probe, unsigned port)
 {
-    static const char request[] =
-        "GET /events?channel=latency HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    char request[200];
+    const int len = snprintf(request, sizeof(request),
+                             "GET /events?channel=%s HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                             probe->channel);
 
     probe->stream = dial(port);
-    say(probe->stream, request, sizeof(request) - 1);
-    while (!has_come(probe, "retry: ")) {
+    say(probe->stream, request, (size_t)len);
+    /* From then on nothing is missed, of what is notified neither. */
+    while (!has_come(probe, "event: checkpoint")) {
     }
 }
 
@@ -273,37 +292,76 @@ static void print_samples(const char *name, const char *answer,
     free(times);
 }
 
+static struct sample *samples_new(size_t count)
+{
+    struct sample *samples = calloc(count, sizeof(*samples));
+
+    if (samples == NULL)
+        give_up("no memory");
+    return samples;
+}
+
+static void pause_between(unsigned least_usec, unsigned most_usec)
+{
+    figures_sleep_until(figures_now_usec() + least_usec +
+                        (uint64_t)random() % (most_usec - least_usec));
+}
+
+static void measure_events(struct probe *probe, size_t count)
+{
+    struct sample *posts = samples_new(count), *inserts = samples_new(count);
+
+    for (size_t i = 0; i < WARM_UP + count; i++) {
+        const size_t place = i < WARM_UP ? 0 : i - WARM_UP;
+
+        pause_between(10000, 50000);
+        posts[place] = post(probe, i);
+        pause_between(10000, 50000);
+        inserts[place] = insert(probe, i);
+    }
+    look_up_commits(probe, posts, inserts, count);
+    (void)printf("{\"count\":%zu,", count);
+    print_samples("post", "answered", posts, count, "},");
+    print_samples("insert", "committed", inserts, count, "}}\n");
+    free(posts);
+    free(inserts);
+}
+
+static void measure_notifications(struct probe *probe, size_t count)
+{
+    int64_t *times = calloc(count, sizeof(*times));
+
+    if (times == NULL)
+        give_up("no memory");
+    for (size_t i = 0; i < WARM_UP + count; i++) {
+        pause_between(1000, 5000);
+        times[i < WARM_UP ? 0 : i - WARM_UP] = notify(probe, i).sent;
+    }
+    (void)printf("{\"count\":%zu,", count);
+    print_times("notify", times, count, "}\n");
+    free(times);
+}
+
 int main(int argc, char **argv)
 {
     static struct probe probe;
-    const size_t count = argc == 4 ? strtoul(argv[3], NULL, 10) : 0;
+    const size_t count = argc >= 4 ? strtoul(argv[3], NULL, 10) : 0;
 
-    if (count == 0)
-        give_up("usage: latency PORT DSN COUNT");
+    if (count == 0 || argc > 5)
+        give_up("usage: latency PORT DSN COUNT [CHANNEL]");
 
-    struct sample *posts = calloc(count, sizeof(*posts));
-    struct sample *inserts = calloc(count, sizeof(*inserts));
+    probe.channel = argc == 5 ? argv[4] : "latency";
     probe.database = PQconnectdb(argv[2]);
-    if (posts == NULL || inserts == NULL || PQstatus(probe.database) != CONNECTION_OK)
+    if (PQstatus(probe.database) != CONNECTION_OK)
         give_up("could not connect to the database");
     probe.http = dial((unsigned)strtoul(argv[1], NULL, 10));
     subscribe(&probe, (unsigned)strtoul(argv[1], NULL, 10));
 
     srandom(1);
-    for (size_t i = 0; i < WARM_UP + count; i++) {
-        const size_t place = i < WARM_UP ? 0 : i - WARM_UP;
-
-        figures_sleep_until(figures_now_usec() + 10000 + (uint64_t)random() % 40000);
-        posts[place] = post(&probe, i);
-        figures_sleep_until(figures_now_usec() + 10000 + (uint64_t)random() % 40000);
-        inserts[place] = insert(&probe, i);
-    }
-    look_up_commits(&probe, posts, inserts, count);
-    (void)printf("{\"count\":%zu,", count);
-    print_samples("post", "answered", posts, count, "},");
-    print_samples("insert", "committed", inserts, count, "}}\n");
+    if (argc == 5)
+        measure_notifications(&probe, count);
+    else
+        measure_events(&probe, count);
     PQfinish(probe.database);
-    free(posts);
-    free(inserts);
     return 0;
 }

@@ -7,7 +7,7 @@ import psycopg
 from . import figures, scale
 from .machine import PostgresMeter
 from .programs import NotMeasured, run, say
-from .row import measurement, row
+from .row import key, measurement, row
 from .servers import BareMhd
 
 CLIENTS = 256
@@ -189,6 +189,27 @@ def latency(bench):
         lines.append(figures.limit(f"{title}, commit to bytes, p50", p50, "ms", target))
         lines.append(figures.compare(f"{title}, commit to bytes, p99", [p99], [p50], "ms", "p50", 3.0))
     return lines, raw
+
+
+@row("relay", "NOTIFYs of an application, relayed: with 1 000 channels listened to, and with one",
+     "fsync on; 1 500 notifications, 2 000 a second, each committed by itself and sent to one subscriber:"
+     " CPU of all of PostgreSQL's processes, the writers' too, and of the gateway. Of a channel nobody wants:"
+     " the backend that listens alone, 10 000 in one transaction. NOTIFY to bytes: 200, one at a time, from"
+     " before the NOTIFY is sent")
+def relay(bench):
+    raw = measurement("relayed").measure(bench)
+    one, many = raw.values()
+
+    def compare(what, unit, of):
+        return figures.compare(what, list(map(of, many)), list(map(of, one)), unit, "one")
+
+    return [compare("until all are listened to", "ms", key("stand_msec")),
+            compare("PostgreSQL's CPU a notification", "µs", key("postgres_usec")),
+            compare("  of a channel nobody wants", "µs", key("unwanted_usec")),
+            compare("the gateway's CPU a notification", "µs", key("gateway_usec")),
+            *(compare(f"NOTIFY to bytes, {quantile}", "ms",
+                      lambda found, at=quantile: found["latency_usec"][at] / 1000)
+              for quantile in ("p50", "p99"))], raw
 
 
 # -- coming back, and starting ----------------------------------------------------------
