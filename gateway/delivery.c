@@ -14,8 +14,11 @@
 
 static bool is_lease(const char *text, size_t len)
 {
-    return len == LEASE_BYTES &&
-           strspn(text, "0123456789abcdefghijklmnopqrstuvwxyz") >= len;
+    for (size_t i = 0; i < len; i++) {
+        if (!(text[i] >= '0' && text[i] <= '9') && !(text[i] >= 'a' && text[i] <= 'z'))
+            return false;
+    }
+    return len == LEASE_BYTES;
 }
 
 int delivery_id_parse(const char *text, size_t len, uint64_t *ret_seq,
