@@ -24,6 +24,7 @@
 #include "buf.h"
 #include "clock.h"
 #include "http.h"
+#include "relay.h"
 #include "ring.h"
 #include "shard.h"
 #include "sse.h"
@@ -55,11 +56,13 @@ struct front_settings {
     bool not_started;          /* ring_start() is the test's */
     const char *dsn;           /* of the readers; NULL: there is no database */
     uint64_t seq;              /* where the ring begins; 0: 100 */
+    const char *relay;         /* channels that are relayed; NULL: none */
 };
 
 struct front {
     struct stats *stats;
     struct ring *ring;
+    struct relay *relay; /* NULL: nothing is relayed */
     struct listener *listener;
     struct publisher *publisher;
     struct readers *readers;
@@ -108,6 +111,17 @@ FRONT_UNUSED static struct page *front_page(void)
     (void)unlink(path);
     (void)rmdir(dir);
     return page;
+}
+
+/* Nobody LISTENs: it is as if the listener were away. */
+FRONT_UNUSED static struct relay *front_relay(const struct front *front,
+                                              const char *patterns)
+{
+    struct relay *relay = relay_new(&(struct relay_settings){
+        .patterns = patterns, .channels_max = 100, .stats = front->stats});
+
+    assert_non_null(relay);
+    return relay;
 }
 
 FRONT_UNUSED static void front_make_doors(struct front *front, const char *dsn)
@@ -159,6 +173,8 @@ FRONT_UNUSED static void front_open(struct front *front,
     front->started = !settings->not_started;
     if (front->started)
         ring_start(front->ring, front->seq, front->seq);
+    if (settings->relay != NULL)
+        front->relay = front_relay(front, settings->relay);
     front_make_doors(front, settings->dsn != NULL ? settings->dsn : "host=/nonexistent");
     front->listen_fd = front_listen(&front->port);
 #define OR(value, instead) ((value) > 0 ? (value) : (instead))
@@ -169,6 +185,7 @@ FRONT_UNUSED static void front_open(struct front *front,
             .listen_fd_count = 1,
             .ring = front->ring,
             .replay = front->replay,
+            .relay = front->relay,
             .stats = front->stats,
             .timing = {.heartbeat_usec = OR(settings->heartbeat_usec, long_usec),
                        .retry_usec = 2 * USEC_PER_SEC,
@@ -202,6 +219,7 @@ FRONT_UNUSED static void front_close(struct front *front)
     readers_free(front->readers);
     publisher_free(front->publisher);
     listener_free(front->listener);
+    relay_free(front->relay);
     ring_free(front->ring);
     stats_free(front->stats);
     (void)close(front->listen_fd);

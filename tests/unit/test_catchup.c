@@ -390,6 +390,38 @@ static void who_is_overtaken_gets_every_byte_once(void **state)
     front_close(&world->front);
 }
 
+/* The ring has gone round it, and the last that the ring has is a frame that the client takes
+ * in two parts: from the table, and from the ring. What it may have missed of what is notified
+ * is told behind that frame, though nothing comes any more that would make anybody look. */
+static void what_was_missed_is_told_behind_a_last_frame_that_broke_off(void **state)
+{
+    struct world *world = *state;
+    struct client client;
+    CLEANUP(buf_done) struct buf wanted = BUF_EMPTY;
+
+    commit_bytes(world, "other", 10, NULL);
+    open_front(world, (struct front_settings){
+                          .ring_bytes = 400000, .seq = 1, .relay = "events"});
+    client_subscribe(&client, &world->front, SMALL_RCVBUF, GET(""));
+    for (int i = 0; i < 3; i++)
+        commit_bytes(world, "other", 150000, NULL);
+    commit_bytes(world, "events", 300000, &wanted);
+    ring_follows(world);
+    FRONT_WAIT_FOR(gauge(world, STATS_STREAMS_BEHIND) == 1);
+    (void)buf_add_format(&wanted,
+                         "id: %llu\nevent: gap\ndata: {\"requested\":\"%llu\","
+                         "\"oldest\":\"%llu\",\"reason\":\"relay\","
+                         "\"channel\":\"events\"}\n\n",
+                         (unsigned long long)world->front.seq,
+                         (unsigned long long)world->front.seq,
+                         (unsigned long long)world->front.seq);
+    client_expect(&client, &wanted);
+    assert_int_equal(counter(world, STATS_GAPS_RELAY), 1);
+    client_hang_up(&client);
+    nobody_is_left(world);
+    front_close(&world->front);
+}
+
 /* -- earliest, and the last N -- */
 
 static void earliest_is_all_there_is(void **state)
@@ -1057,6 +1089,7 @@ int main(void)
         WITH_PG(every_id_is_gone_on_from_wherever_the_ring_begins),
         WITH_PG(a_long_way_back_is_gone_without_a_loss),
         WITH_PG(who_is_overtaken_gets_every_byte_once),
+        WITH_PG(what_was_missed_is_told_behind_a_last_frame_that_broke_off),
         WITH_PG(earliest_is_all_there_is),
         WITH_PG(of_an_empty_table_all_is_nothing),
         WITH_PG(the_last_ones_are_the_newest_of_all_that_is_asked_for),
