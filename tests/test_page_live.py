@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from harness.browser import DESKTOP, PHONE
+from harness.browser import AWAY, DESKTOP, PHONE
 from harness.groups import ack, consume, nack, parts
 from harness.tools import find_postgres_tool
 from harness.waiting import wait_until
@@ -78,6 +78,25 @@ def test_a_table_begins_with_its_newest_changes_in_every_tab(pg, guests, gateway
     browser.open(gateway, "?channel=guests")
     wait_table(browser, "guests", *rows)
     assert gateway.metric("pgsse_streams") == 1
+
+
+def test_tables_begin_anew_when_events_are_missing(pg, guests, gateway_factory, browser):
+    browser.excused = AWAY
+    first = gateway_factory(pg)
+    browser.open(first, "?channel=guests")
+    psql(pg, "INSERT INTO guests VALUES (1, 'Ada')")
+    wait_table(browser, "guests", HEADING, ("1", "Ada", "null"))
+    first.stop()
+    browser.wait_state("reconnecting")
+    psql(pg, "UPDATE guests SET name = 'Grace'", "SELECT gateway.sweep()",
+         "DELETE FROM gateway.events", "INSERT INTO guests VALUES (2, 'Edsger')")
+
+    gateway_factory(pg, {"http.listen": f"127.0.0.1:{first.port}"})
+    browser.run("document.getElementById('retry').click()")
+    wait_table(browser, "guests", HEADING, ("2", "Edsger", "null"))
+    assert browser.text("#notices .reason") == "expired"
+    psql(pg, "UPDATE guests SET name = 'Edsger W.' WHERE id = 2")
+    wait_table(browser, "guests", HEADING, ("2", "Edsger W.", "null"))
 
 
 def test_rows_are_told_apart_without_a_key_and_without_their_old_content(pg, gateway, browser):
