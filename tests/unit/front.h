@@ -15,6 +15,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -158,6 +159,23 @@ FRONT_UNUSED static void front_make_doors(struct front *front, const char *dsn)
     assert_non_null(front->http);
 }
 
+/* The clients are in this process, too: each connection takes two descriptors of it. What
+ * a shell begins with, 1024 most often, may be raised. */
+FRONT_UNUSED static void front_allow_files(size_t connections)
+{
+    const rlim_t wanted = 2 * connections + 200;
+    struct rlimit files;
+
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &files), 0);
+    if (files.rlim_cur >= wanted)
+        return;
+    if (files.rlim_max < wanted)
+        fail_msg("%ju file descriptors are not enough for %zu connections",
+                 (uintmax_t)files.rlim_max, connections);
+    files.rlim_cur = wanted;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &files), 0);
+}
+
 FRONT_UNUSED static void front_open(struct front *front,
                                     const struct front_settings *settings)
 {
@@ -165,6 +183,7 @@ FRONT_UNUSED static void front_open(struct front *front,
     const unsigned count = settings->shards > 0 ? settings->shards : 1;
     struct err err = {0};
 
+    front_allow_files(settings->connections_max);
     memset(front, 0, sizeof(*front));
     front->stats = stats_new();
     front->ring =
