@@ -12,9 +12,9 @@ MODULES := \
     base err log clock thread buf stats \
     mailbox poller event delivery json sse keyset ring channels filter wheel roster \
     units secret inifile config sockets service \
-    dsn database retry sqlfile migrate bell relay intake listener batch queue publisher \
+    dsn database array retry sqlfile migrate bell relay intake listener batch queue publisher \
     readers lookup question replay retention \
-    array pairs refusal claim errand waits dealer groups \
+    refusal claim errand waits dealer groups \
     connection porch lobby stream catchup consumer fanout tour shard \
     cloudevents problem form request page exchange common opening consume jobs confirm \
     events slowest http \

@@ -3,25 +3,11 @@
  */
 #include "batch.h"
 
-#include <endian.h>
 #include <errno.h>
-#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
-#define INT4_OID       23
-#define TEXT_OID       25
-#define INT4_ARRAY_OID 1007
-#define TEXT_ARRAY_OID 1009
-
 #define ROLLBACK_USEC (3 * USEC_PER_SEC)
-
-/* An array in binary, as array_recv() in PostgreSQL has read it since 7.4, each word an
- * int32: dimensions 1, whether there are NULLs, element type, how many, lower bound 1; then
- * length and bytes of each, or -1 for NULL. Nothing is quoted, so what goes in is what comes
- * out. */
-#define NULLS_WORD 1
-#define COUNT_WORD 3
 
 /* One key of the batch. */
 struct known {
@@ -29,82 +15,42 @@ struct known {
     size_t count;       /* of its events */
 };
 
-/* ---- encoding ---- */
-
-static void add_word(struct buf *array, size_t value)
-{
-    uint32_t network = htobe32((uint32_t)value);
-
-    (void)buf_add(array, &network, sizeof(network));
-}
-
-static void begin_array(struct buf *array, size_t element_type)
-{
-    buf_init(array);
-    add_word(array, 1);
-    add_word(array, 0);
-    add_word(array, element_type);
-    add_word(array, 0); /* see set_word() */
-    add_word(array, 1);
-}
-
-static void set_word(struct buf *array, size_t word, size_t value)
-{
-    uint32_t network = htobe32((uint32_t)value);
-
-    memcpy(array->data + word * sizeof(network), &network, sizeof(network));
-}
-
-static void add_element(struct buf *array, const char *text, size_t len)
-{
-    add_word(array, len);
-    (void)buf_add(array, text, len);
-}
-
-/* NULL for no text. */
-static void add_element_if_any(struct buf *array, const char *text, size_t len)
-{
-    if (text != NULL)
-        add_element(array, text, len);
-    else
-        add_word(array, UINT32_MAX);
-}
+/* ---- gathering ---- */
 
 void batch_init(struct batch *batch)
 {
     *batch = (struct batch){.count = 0};
-    begin_array(&batch->channels, TEXT_OID);
-    begin_array(&batch->types, TEXT_OID);
-    begin_array(&batch->datas, TEXT_OID);
-    begin_array(&batch->attributes, TEXT_OID);
-    begin_array(&batch->units, INT4_OID);
-    begin_array(&batch->keys, TEXT_OID);
-    begin_array(&batch->clients, TEXT_OID);
+    array_init(&batch->channels, ARRAY_TEXT_OID);
+    array_init(&batch->types, ARRAY_TEXT_OID);
+    array_init(&batch->datas, ARRAY_TEXT_OID);
+    array_init(&batch->attributes, ARRAY_TEXT_OID);
+    array_init(&batch->units, ARRAY_INT4_OID);
+    array_init(&batch->keys, ARRAY_TEXT_OID);
+    array_init(&batch->clients, ARRAY_TEXT_OID);
 }
 
 void batch_done(struct batch *batch)
 {
-    buf_done(&batch->channels);
-    buf_done(&batch->types);
-    buf_done(&batch->datas);
-    buf_done(&batch->attributes);
-    buf_done(&batch->units);
-    buf_done(&batch->keys);
-    buf_done(&batch->clients);
+    array_done(&batch->channels);
+    array_done(&batch->types);
+    array_done(&batch->datas);
+    array_done(&batch->attributes);
+    array_done(&batch->units);
+    array_done(&batch->keys);
+    array_done(&batch->clients);
     buf_done(&batch->known);
 }
 
 static void add_event(struct batch *batch, const struct event *event, size_t unit)
 {
-    add_element(&batch->channels, event->channel, event->channel_len);
-    add_element(&batch->types, event->type, event->type_len);
-    add_element(&batch->datas, event->data, event->data_len);
-    add_element_if_any(&batch->attributes, event->attributes, event->attributes_len);
-    add_element_if_any(&batch->clients, event->client, event->client_len);
+    array_add(&batch->channels, event->channel, event->channel_len);
+    array_add(&batch->types, event->type, event->type_len);
+    array_add(&batch->datas, event->data, event->data_len);
+    array_add(&batch->attributes, event->attributes, event->attributes_len);
+    array_add(&batch->clients, event->client, event->client_len);
     batch->has_attributes = batch->has_attributes || event->attributes != NULL;
     batch->has_clients = batch->has_clients || event->client != NULL;
-    add_word(&batch->units, sizeof(uint32_t));
-    add_word(&batch->units, unit);
+    array_add_int4(&batch->units, (uint32_t)unit);
     batch->count++;
 }
 
@@ -112,7 +58,7 @@ static void add_key(struct batch *batch, const struct event_unit *unit)
 {
     const struct known known = {.first_seq = 0, .count = unit->count};
 
-    add_element(&batch->keys, unit->key, unit->key_len);
+    array_add(&batch->keys, unit->key, unit->key_len);
     (void)buf_add(&batch->known, &known, sizeof(known));
     batch->key_count++;
 }
@@ -138,20 +84,16 @@ void batch_add(struct batch *batch, const struct event *events, size_t count,
     }
 }
 
-/* libpq counts in int. */
-static bool is_sound(const struct buf *buf)
-{
-    return buf_ok(buf) == 0 && buf->len <= INT_MAX;
-}
-
 int batch_ok(const struct batch *batch)
 {
-    return is_sound(&batch->channels) && is_sound(&batch->types) &&
-                   is_sound(&batch->datas) && is_sound(&batch->attributes) &&
-                   is_sound(&batch->units) && is_sound(&batch->keys) &&
-                   is_sound(&batch->clients) && is_sound(&batch->known)
-               ? 0
-               : -ENOMEM;
+    const struct array *arrays[] = {&batch->channels,   &batch->types, &batch->datas,
+                                    &batch->attributes, &batch->units, &batch->keys,
+                                    &batch->clients};
+    int r = buf_ok(&batch->known);
+
+    for (size_t i = 0; i < ARRAY_SIZE(arrays) && r == 0; i++)
+        r = array_ok(arrays[i]);
+    return r;
 }
 
 static struct known *known_of(const struct batch *batch)
@@ -220,7 +162,7 @@ static int take_answer(struct batch *batch, const PGresult *result, struct err *
 }
 
 /* An array that says nothing is left out as a whole. */
-static bool is_wanted(const struct batch *batch, const struct buf *array)
+static bool is_wanted(const struct batch *batch, const struct array *array)
 {
     if (array == &batch->attributes)
         return batch->has_attributes;
@@ -236,13 +178,14 @@ static int insert(struct batch *batch, struct database *database, uint64_t deadl
                   struct err *err)
 {
     CLEANUP(database_clear) PGresult *result = NULL;
-    struct buf *arrays[] = {&batch->channels,   &batch->types, &batch->datas,
-                            &batch->attributes, &batch->units, &batch->keys,
-                            &batch->clients};
-    const Oid types[] = {TEXT_ARRAY_OID, TEXT_ARRAY_OID, TEXT_ARRAY_OID, TEXT_ARRAY_OID,
-                         INT4_ARRAY_OID, TEXT_ARRAY_OID, TEXT_ARRAY_OID};
+    struct array *arrays[] = {&batch->channels,   &batch->types, &batch->datas,
+                              &batch->attributes, &batch->units, &batch->keys,
+                              &batch->clients};
+    const Oid types[] = {ARRAY_TEXTS_OID, ARRAY_TEXTS_OID, ARRAY_TEXTS_OID,
+                         ARRAY_TEXTS_OID, ARRAY_INT4S_OID, ARRAY_TEXTS_OID,
+                         ARRAY_TEXTS_OID};
     const char *values[ARRAY_SIZE(arrays)];
-    int lengths[ARRAY_SIZE(arrays)];
+    int lengths[ARRAY_SIZE(arrays)] = {0};
     const int formats[] = {1, 1, 1, 1, 1, 1, 1};
     const struct database_query queries[] = {
         {.sql = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"},
@@ -257,16 +200,9 @@ static int insert(struct batch *batch, struct database *database, uint64_t deadl
          .formats = formats},
     };
 
-    set_word(&batch->attributes, NULLS_WORD, 1);
-    set_word(&batch->clients, NULLS_WORD, 1);
-    for (size_t i = 0; i < ARRAY_SIZE(arrays); i++) {
-        const bool wanted = is_wanted(batch, arrays[i]);
-
-        set_word(arrays[i], COUNT_WORD,
-                 arrays[i] == &batch->keys ? batch->key_count : batch->count);
-        values[i] = wanted ? arrays[i]->data : NULL;
-        lengths[i] = (int)arrays[i]->len;
-    }
+    for (size_t i = 0; i < ARRAY_SIZE(arrays); i++)
+        values[i] =
+            is_wanted(batch, arrays[i]) ? array_value(arrays[i], &lengths[i]) : NULL;
     const int r =
         database_pipeline(database, queries, ARRAY_SIZE(queries), deadline, &result, err);
     return r < 0 ? r : take_answer(batch, result, err);

@@ -15,6 +15,7 @@
 #ifndef BATCH_H
 #define BATCH_H
 
+#include "array.h"
 #include "base.h"
 #include "buf.h"
 #include "database.h"
@@ -22,8 +23,8 @@
 #include "event.h"
 
 struct batch {
-    /* Arrays, as PostgreSQL takes them in binary: one element an event, but for keys. */
-    struct buf channels, types, datas, attributes, units, keys, clients;
+    /* One element an event, but for keys. */
+    struct array channels, types, datas, attributes, units, keys, clients;
     size_t count;
     size_t key_count;
     bool has_attributes; /* any event has */

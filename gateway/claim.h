@@ -6,9 +6,9 @@
 #ifndef CLAIM_H
 #define CLAIM_H
 
+#include "array.h"
 #include "base.h"
 #include "database.h"
-#include "pairs.h"
 
 struct claim {
     const char *channel;

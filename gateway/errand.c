@@ -10,11 +10,9 @@
 
 #include "array.h"
 
-#define PARAMETERS_MAX 4
-
 static const struct {
     const char *sql;
-    int count;
+    size_t count; /* of parameters */
 } statements[ERRAND_KINDS] = {
     [ERRAND_ACK] = {"SELECT a.code FROM ROWS FROM (pg_catalog.unnest("
                     "gateway.ack_many($1, $2, $3))) WITH ORDINALITY AS a (code, place) "
@@ -31,7 +29,7 @@ static const struct {
          2},
 };
 
-static void add_parameters(struct array arrays[PARAMETERS_MAX],
+static void add_parameters(struct array arrays[ARRAY_COUNT_MAX],
                            const struct errand *errand)
 {
     char delay[40];
@@ -71,45 +69,21 @@ static int take_answer(struct errand *first, size_t count, const PGresult *resul
     return 0;
 }
 
-static int run(struct errand *first, size_t count, struct array arrays[PARAMETERS_MAX],
-               struct database *database, uint64_t deadline_usec, struct err *err)
-{
-    static const Oid types[PARAMETERS_MAX] = {ARRAY_TEXTS_OID, ARRAY_TEXTS_OID,
-                                              ARRAY_TEXTS_OID, ARRAY_TEXTS_OID};
-    static const int binary[PARAMETERS_MAX] = {1, 1, 1, 1};
-    CLEANUP(database_clear) PGresult *result = NULL;
-    const char *values[PARAMETERS_MAX];
-    int lengths[PARAMETERS_MAX];
-    const struct errand *errand = first;
-
-    for (size_t i = 0; i < count; i++, errand = errand->next)
-        add_parameters(arrays, errand);
-    for (int i = 0; i < PARAMETERS_MAX; i++) {
-        values[i] = array_value(&arrays[i], &lengths[i]);
-        if (values[i] == NULL)
-            return err_set(err, -ENOMEM, "no memory for a batch");
-    }
-    const struct database_query query = {
-        .sql = statements[first->kind].sql,
-        .count = statements[first->kind].count,
-        .types = types,
-        .values = values,
-        .lengths = lengths,
-        .formats = binary,
-    };
-    const int r = database_query(database, &query, deadline_usec, &result, err);
-    return r < 0 ? r : take_answer(first, count, result, err);
-}
-
 int errand_run(struct errand *first, size_t count, struct database *database,
                uint64_t deadline_usec, struct err *err)
 {
-    struct array arrays[PARAMETERS_MAX];
+    CLEANUP(database_clear) PGresult *result = NULL;
+    struct array arrays[ARRAY_COUNT_MAX];
+    const struct errand *errand = first;
 
-    for (size_t i = 0; i < PARAMETERS_MAX; i++)
+    for (size_t i = 0; i < ARRAY_SIZE(arrays); i++)
         array_init(&arrays[i], ARRAY_TEXT_OID);
-    const int r = run(first, count, arrays, database, deadline_usec, err);
-    for (size_t i = 0; i < PARAMETERS_MAX; i++)
+    for (size_t i = 0; i < count; i++, errand = errand->next)
+        add_parameters(arrays, errand);
+    const int r =
+        array_query(arrays, statements[first->kind].count, statements[first->kind].sql,
+                    NULL, database, deadline_usec, &result, err);
+    for (size_t i = 0; i < ARRAY_SIZE(arrays); i++)
         array_done(&arrays[i]);
-    return r;
+    return r < 0 ? r : take_answer(first, count, result, err);
 }

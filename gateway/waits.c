@@ -122,23 +122,15 @@ uint64_t waits_due_usec(const struct waits *waits)
 static int take_over_away(struct waits *waits, struct database *database,
                           uint64_t deadline_usec, struct err *err)
 {
-    int len = 0;
-    const char *values[] = {array_value(&waits->over, &len)};
-    const struct database_query query = {
-        .sql = "WITH over AS (DELETE FROM gateway.waits w USING pg_catalog.unnest($1) "
-               "AS o (id) WHERE w.id = o.id::int8) SELECT " LOOSELY,
-        .count = 1,
-        .types = (const Oid[]){ARRAY_TEXTS_OID},
-        .values = values,
-        .lengths = &len,
-        .formats = (const int[]){1},
-    };
+    static const char sql[] =
+        "WITH over AS (DELETE FROM gateway.waits w USING pg_catalog.unnest($1) "
+        "AS o (id) WHERE w.id = o.id::int8) SELECT " LOOSELY;
     int r = 0;
 
     if (waits->over.count == 0)
         return 0;
-    if (values[0] != NULL)
-        r = database_query(database, &query, deadline_usec, NULL, err);
+    if (array_ok(&waits->over) == 0)
+        r = array_query(&waits->over, 1, sql, NULL, database, deadline_usec, NULL, err);
     /* What was not done is left to retention. */
     array_done(&waits->over);
     array_init(&waits->over, ARRAY_TEXT_OID);

@@ -16,10 +16,10 @@
 #ifndef WAITS_H
 #define WAITS_H
 
+#include "array.h"
 #include "base.h"
 #include "database.h"
 #include "mailbox.h"
-#include "pairs.h"
 
 enum wait_outcome {
     WAIT_ACKNOWLEDGED, /* `result` is what came with it, or NULL */

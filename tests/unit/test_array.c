@@ -1,9 +1,9 @@
-/* test_pairs.c - two columns of texts as parameters of a statement: what goes in is what
+/* test_array.c - many values as parameters of a statement: what goes in is what
  * PostgreSQL sees. */
 #include "pg.h"
 
+#include "array.h"
 #include "failing_malloc.h"
-#include "pairs.h"
 
 static struct database *connect_to(const struct pg *pg)
 {
