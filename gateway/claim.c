@@ -6,8 +6,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-/* What is lost with the power can be done without. */
-#define LOOSELY "pg_catalog.set_config('synchronous_commit', 'off', true)"
+#include "statement.h"
 
 /* No number of ours, so that it collides with nobody's: a hash of what it is for. */
 #define LOCK_OF(channel, group)                                                          \
@@ -45,8 +44,8 @@ int claim_run(const struct claim *claim, struct database *database,
 int claim_give_back(struct pairs *deliveries, struct database *database,
                     uint64_t deadline_usec, struct err *err)
 {
-    return pairs_query(deliveries, "SELECT gateway.release($1, $2), " LOOSELY, NULL,
-                       database, deadline_usec, NULL, err);
+    return pairs_query(deliveries, "SELECT gateway.release($1, $2), " STATEMENT_LOOSELY,
+                       NULL, database, deadline_usec, NULL, err);
 }
 
 int claim_renew(struct pairs *deliveries, uint64_t lease_usec, struct database *database,
@@ -56,7 +55,8 @@ int claim_renew(struct pairs *deliveries, uint64_t lease_usec, struct database *
 
     format_usec(lease, lease_usec);
     return pairs_query(deliveries,
-                       "SELECT r.id, " LOOSELY " FROM gateway.renew($1, $2, nullif("
+                       "SELECT r.id, " STATEMENT_LOOSELY
+                       " FROM gateway.renew($1, $2, nullif("
                        "$3::interval, '0')) AS r (id)",
                        lease, database, deadline_usec, ret_result, err);
 }
@@ -66,7 +66,8 @@ int claim_tell_freed(struct pairs *deliveries, struct database *database,
 {
     return pairs_query(deliveries,
                        "SELECT pg_catalog.pg_notify('gateway_freed', d.id || ' ' || "
-                       "d.name), " LOOSELY " FROM ROWS FROM (pg_catalog.unnest($1), "
+                       "d.name), " STATEMENT_LOOSELY
+                       " FROM ROWS FROM (pg_catalog.unnest($1), "
                        "pg_catalog.unnest($2)) AS d (id, name)",
                        NULL, database, deadline_usec, NULL, err);
 }

@@ -20,8 +20,6 @@
 #define LOOK_USEC      USEC_PER_SEC
 #define LOOK_EACH_USEC (10 * USEC_PER_MSEC)
 
-#define STATEMENT_USEC (5 * USEC_PER_SEC)
-
 /* Given back in one statement: well within its time, however many leave at once. */
 #define RETURNS_MAX 1000
 
@@ -36,14 +34,9 @@ static struct enrolment *enrolment_of(struct member *member)
     return CONTAINER_OF(member, struct enrolment, member);
 }
 
-static uint64_t soon(void)
-{
-    return clock_usec() + STATEMENT_USEC;
-}
-
 static int weigh(struct dealer *dealer, int r, const char *what, struct err *err)
 {
-    return refusal_weigh(&dealer->refusal, r, dealer->database, what, err);
+    return statement_weigh(&dealer->refusals, r, dealer->database, what, err);
 }
 
 /* ---- the connection ---- */
@@ -156,7 +149,7 @@ static int run_pairs(struct dealer *dealer, struct pairs *pairs, const char *wha
 {
     if (pairs_count(pairs) == 0)
         return 0;
-    const int r = run(pairs, dealer->database, soon(), err);
+    const int r = run(pairs, dealer->database, statement_deadline(), err);
     if (r == 0 || r == -ENOMEM)
         pairs_reset(pairs);
     else
@@ -271,7 +264,7 @@ static int claim_for(struct dealer *dealer, struct group *group, struct err *err
 
     if (claim.max == 0)
         return 0;
-    int r = claim_run(&claim, dealer->database, soon(), &result, err);
+    int r = claim_run(&claim, dealer->database, statement_deadline(), &result, err);
     if (r < 0) {
         roster_is_dry(group); /* until the next look */
         return weigh(dealer, r, "could not claim deliveries", err);
@@ -321,8 +314,8 @@ static int install(struct dealer *dealer, struct group *group, struct member *ho
                    struct err *err)
 {
     bool more = false;
-    const int r =
-        claim_recall(group->channel, group->name, dealer->database, soon(), &more, err);
+    const int r = claim_recall(group->channel, group->name, dealer->database,
+                               statement_deadline(), &more, err);
 
     if (r < 0)
         return weigh(dealer, r, "could not recall deliveries", err);
@@ -341,8 +334,8 @@ static int install(struct dealer *dealer, struct group *group, struct member *ho
 static int try_lock(struct dealer *dealer, struct group *group, struct err *err)
 {
     return weigh(dealer,
-                 claim_try_lock(group->channel, group->name, dealer->database, soon(),
-                                &group->locked, err),
+                 claim_try_lock(group->channel, group->name, dealer->database,
+                                statement_deadline(), &group->locked, err),
                  "could not try for a lock", err);
 }
 
@@ -364,9 +357,10 @@ static int renew(struct dealer *dealer, struct group *group, uint64_t lease_usec
     }
     if (pairs_count(&pairs) == 0)
         return 0;
-    const int r = weigh(
-        dealer, claim_renew(&pairs, lease_usec, dealer->database, soon(), &result, err),
-        "could not renew leases", err);
+    const int r = weigh(dealer,
+                        claim_renew(&pairs, lease_usec, dealer->database,
+                                    statement_deadline(), &result, err),
+                        "could not renew leases", err);
     for (int row = 0; row < PQntuples(result); row++) {
         const char *id = PQgetvalue(result, row, 0);
 

@@ -24,9 +24,9 @@
 #include "database.h"
 #include "errand.h"
 #include "mailbox.h"
-#include "refusal.h"
 #include "roster.h"
 #include "sse.h"
+#include "statement.h"
 #include "stats.h"
 
 struct groups;
@@ -66,7 +66,7 @@ struct dealer {
     struct pairs freed;  /* acknowledged, and in nobody's hand here */
     struct pairs unlock; /* groups whose last exclusive member has left */
     uint64_t clear_usec; /* not before: one of these three has been refused */
-    struct refusal refusal;
+    struct refusals refusals;
 };
 
 /* -ENOMEM; dealer_done() in any case. */

@@ -15,14 +15,14 @@
 #include "database.h"
 #include "log.h"
 #include "retry.h"
+#include "statement.h"
 #include "thread.h"
 
 /* Errands of one kind in one transaction. */
 #define BATCH_ERRANDS 1000
 
-#define CONNECT_USEC   (3 * USEC_PER_SEC)
-#define CHECK_USEC     (3 * USEC_PER_SEC)
-#define STATEMENT_USEC (5 * USEC_PER_SEC)
+#define CONNECT_USEC (3 * USEC_PER_SEC)
+#define CHECK_USEC   (3 * USEC_PER_SEC)
 
 /* The database is away: how long an errand waits for it all the same. */
 #define PATIENCE_USEC USEC_PER_SEC
@@ -51,7 +51,7 @@ struct groups {
 
     struct retry retry; /* [groups] from here on */
     struct err away;    /* why the last connection failed */
-    struct refusal refusal;
+    struct refusals refusals;
     struct errands errands[ERRAND_KINDS]; /* not run yet */
     struct dealer dealer;
     struct waits waits;
@@ -96,8 +96,7 @@ static int open_connection(struct groups *groups, struct err *err)
         r = database_check_schema(groups->database, groups->settings.schema_version,
                                   clock_usec() + CHECK_USEC, err);
     if (r == 0)
-        r = database_script(groups->database, PREPARE, clock_usec() + STATEMENT_USEC,
-                            err);
+        r = database_script(groups->database, PREPARE, statement_deadline(), err);
     if (r < 0) {
         if (r != -ECANCELED)
             lose_connection(groups, err);
@@ -113,12 +112,7 @@ static int open_connection(struct groups *groups, struct err *err)
 
 static int weigh(struct groups *groups, int r, const char *what, struct err *err)
 {
-    return refusal_weigh(&groups->refusal, r, groups->database, what, err);
-}
-
-static uint64_t soon(void)
-{
-    return clock_usec() + STATEMENT_USEC;
+    return statement_weigh(&groups->refusals, r, groups->database, what, err);
 }
 
 /* ---- errands ---- */
@@ -192,7 +186,7 @@ static void take_refusal(struct groups *groups, struct errand *errand,
 static int run_errands(struct groups *groups, struct errands *list, size_t count,
                        struct err *err)
 {
-    int r = errand_run(list->first, count, groups->database, soon(), err);
+    int r = errand_run(list->first, count, groups->database, statement_deadline(), err);
     /* Without an SQLSTATE it is not the server that has said no: libpq had no memory for its
      * answer, say, and it may be done. */
     const bool refused = r == -EIO && *database_sqlstate(groups->database) != '\0';
@@ -346,7 +340,8 @@ static int wait_for_connection(struct groups *groups, struct err *err)
 
 static int turn_waits(struct groups *groups, struct err *err)
 {
-    return weigh(groups, waits_turn(&groups->waits, groups->database, soon(), err),
+    return weigh(groups,
+                 waits_turn(&groups->waits, groups->database, statement_deadline(), err),
                  "could not look for acknowledgements", err);
 }
 
@@ -399,7 +394,7 @@ static void wind_up(struct groups *groups)
     answer_hopeless(groups, true);
     waits_expire(&groups->waits, true);
     if (r == 0)
-        r = waits_turn(&groups->waits, groups->database, soon(), &err);
+        r = waits_turn(&groups->waits, groups->database, statement_deadline(), &err);
     if (r < 0)
         log_debug("the groups ended without the database: %s", err.text);
     database_close(groups->database);

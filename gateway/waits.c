@@ -9,13 +9,11 @@
 #include <string.h>
 
 #include "clock.h"
+#include "statement.h"
 
 #define FIRST_PAUSE_USEC USEC_PER_MSEC
 #define PAUSE_FACTOR     4
 #define LOOK_USEC        USEC_PER_SEC
-
-/* A row that is lost with the power costs its waiter a second: none waits for the disk. */
-#define LOOSELY "pg_catalog.set_config('synchronous_commit', 'off', true)"
 
 static void add_pair(struct pairs *pairs, const struct wait *wait)
 {
@@ -124,7 +122,7 @@ static int take_over_away(struct waits *waits, struct database *database,
 {
     static const char sql[] =
         "WITH over AS (DELETE FROM gateway.waits w USING pg_catalog.unnest($1) "
-        "AS o (id) WHERE w.id = o.id::int8) SELECT " LOOSELY;
+        "AS o (id) WHERE w.id = o.id::int8) SELECT " STATEMENT_LOOSELY;
     int r = 0;
 
     if (waits->over.count == 0)
@@ -149,6 +147,7 @@ static void take_rows(struct waits *waits, const PGresult *result)
     }
 }
 
+/* A row that is lost with the power costs its waiter a second. */
 static int register_new(struct waits *waits, struct database *database,
                         uint64_t deadline_usec, struct err *err)
 {
@@ -167,7 +166,7 @@ static int register_new(struct waits *waits, struct database *database,
             "INSERT INTO gateway.waits (seq, group_name) "
             "SELECT w.seq::int8, w.name FROM ROWS FROM (pg_catalog.unnest($1), "
             "pg_catalog.unnest($2)) WITH ORDINALITY AS w (seq, name, place) "
-            "ORDER BY w.place RETURNING id, " LOOSELY,
+            "ORDER BY w.place RETURNING id, " STATEMENT_LOOSELY,
             NULL, database, deadline_usec, &result, err);
     pairs_done(&pairs);
     if (r == 0)
