@@ -12,7 +12,7 @@ MODULES := \
     base err log clock thread buf stats \
     mailbox poller event delivery json sse keyset ring channels filter wheel roster \
     units secret inifile config sockets service \
-    dsn database array retry sqlfile migrate bell relay intake listener batch queue publisher \
+    dsn database schema array retry sqlfile migrate bell relay intake listener batch queue publisher \
     readers lookup question replay retention \
     statement claim errand waits dealer groups \
     connection porch lobby stream catchup consumer fanout tour shard \

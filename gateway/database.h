@@ -152,13 +152,4 @@ bool database_in_transaction(const struct database *database);
 int database_wait(struct database *database, int other_fd, uint64_t until_usec,
                   struct err *err) MUST_CHECK;
 
-/* Is the schema there, and the one this program was written for? -EIO with a text that
- * says what to do when it is not. */
-int database_check_schema(struct database *database, long version, uint64_t deadline_usec,
-                          struct err *err) MUST_CHECK;
-
-/* True if the SQLSTATE says that our tables or functions are not there, or may not be used;
- * then the text says what to do about it. */
-bool database_schema_missing(const char *sqlstate, struct err *err);
-
 #endif

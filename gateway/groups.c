@@ -15,6 +15,7 @@
 #include "database.h"
 #include "log.h"
 #include "retry.h"
+#include "schema.h"
 #include "statement.h"
 #include "thread.h"
 
@@ -93,8 +94,8 @@ static int open_connection(struct groups *groups, struct err *err)
     int r = database_connect(groups->database, clock_usec() + CONNECT_USEC, err);
 
     if (r == 0)
-        r = database_check_schema(groups->database, groups->settings.schema_version,
-                                  clock_usec() + CHECK_USEC, err);
+        r = schema_check(groups->database, groups->settings.schema_version,
+                         clock_usec() + CHECK_USEC, err);
     if (r == 0)
         r = database_script(groups->database, PREPARE, statement_deadline(), err);
     if (r < 0) {

@@ -10,6 +10,7 @@
 #include "buf.h"
 #include "clock.h"
 #include "event.h"
+#include "schema.h"
 #include "sse.h"
 
 #define FETCH_USEC (10 * USEC_PER_SEC) /* 64 MiB over a slow network */
@@ -446,9 +447,7 @@ int intake_fetch(struct intake *intake, struct database *database, struct err *e
     if (result == -ENOMEM)
         return err_set(err, result, "no memory for event %llu",
                        (unsigned long long)intake->last_seq + 1);
-    if (result == -EIO)
-        (void)database_schema_missing(database_sqlstate(database), err);
-    if (result < 0)
+    if (schema_explain(result, database, err) < 0)
         return result;
     return !is_all;
 }

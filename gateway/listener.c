@@ -20,6 +20,7 @@
 #include "intake.h"
 #include "log.h"
 #include "retry.h"
+#include "schema.h"
 #include "thread.h"
 
 #define CONNECT_USEC    (5 * USEC_PER_SEC)
@@ -123,14 +124,12 @@ static void note_answer(void *argument)
 static int ask(struct listener *listener, const char *sql, uint64_t patience_usec,
                PGresult **ret_result, struct err *err)
 {
-    int r = database_run(listener->database, sql, clock_usec() + patience_usec,
-                         ret_result, err);
+    const int r = database_run(listener->database, sql, clock_usec() + patience_usec,
+                               ret_result, err);
 
-    if (r == -EIO)
-        (void)database_schema_missing(database_sqlstate(listener->database), err);
     if (r == 0)
         note_answer(listener);
-    return r;
+    return schema_explain(r, listener->database, err);
 }
 
 /* Numbers what others have committed. A full batch means that there is more. */
@@ -375,8 +374,8 @@ static int begin_listening(struct listener *listener, struct err *err)
 {
     const char *reason = "";
     struct database *database = listener->database;
-    int r = database_check_schema(database, listener->settings.schema_version,
-                                  clock_usec() + QUERY_USEC, err);
+    int r = schema_check(database, listener->settings.schema_version,
+                         clock_usec() + QUERY_USEC, err);
 
     bell_reset(&listener->bell); /* the locks were the old session's */
     if (r == 0)

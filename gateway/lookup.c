@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "schema.h"
 
 #define QUERY_USEC (3 * USEC_PER_SEC)
 
@@ -74,9 +75,7 @@ static int run(struct reader_job *job, struct database *database, struct err *er
     int r =
         database_ask(database, &query, MIN(job->deadline_usec, clock_usec() + QUERY_USEC),
                      &result, err);
-    if (r == -EIO)
-        (void)database_schema_missing(database_sqlstate(database), err);
-    if (r < 0)
+    if (schema_explain(r, database, err) < 0)
         return r;
 
     const bool found = PQntuples(result) == 1;

@@ -16,6 +16,7 @@
 #include "log.h"
 #include "mailbox.h"
 #include "retry.h"
+#include "schema.h"
 #include "thread.h"
 
 #define BATCH_EVENTS 5000
@@ -189,8 +190,8 @@ static int open_connection(struct publisher *publisher, uint64_t deadline,
                              MIN(deadline, clock_usec() + CONNECT_USEC), err);
 
     if (r == 0)
-        r = database_check_schema(publisher->database, publisher->settings.schema_version,
-                                  MIN(deadline, clock_usec() + CHECK_USEC), err);
+        r = schema_check(publisher->database, publisher->settings.schema_version,
+                         MIN(deadline, clock_usec() + CHECK_USEC), err);
     if (r == -ECANCELED)
         return r;
     if (r < 0) {
@@ -304,7 +305,7 @@ static void handle_failure(struct publisher *publisher, struct queue *list,
 {
     bool conflict = strcmp(sqlstate, BATCH_CONFLICT) == 0;
     bool refused = conflict || is_refusal(sqlstate);
-    bool missing = database_schema_missing(sqlstate, err);
+    bool missing = schema_is_missing(sqlstate, err);
     bool read_only = strcmp(sqlstate, "25006") == 0;
     bool unprivileged = strcmp(sqlstate, "42501") == 0;
 

@@ -17,6 +17,7 @@
 
 #include "clock.h"
 #include "event.h"
+#include "schema.h"
 
 /* A page: soon read, soon sent, and not much lost if its receiver has room for less. */
 #define PAGE_ROWS    TEXT(REPLAY_PAGE_MAX)
@@ -255,12 +256,10 @@ static int ask_database(const struct replay_queue *queue, struct database *datab
         .formats = formats,
         .binary = true,
     };
-    const int r =
-        database_ask(database, &query, clock_usec() + QUERY_USEC, ret_result, err);
 
-    if (r == -EIO)
-        (void)database_schema_missing(database_sqlstate(database), err);
-    return r;
+    return schema_explain(
+        database_ask(database, &query, clock_usec() + QUERY_USEC, ret_result, err),
+        database, err);
 }
 
 /* ---- queues ---- */

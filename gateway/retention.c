@@ -13,6 +13,7 @@
 #include "database.h"
 #include "log.h"
 #include "retry.h"
+#include "schema.h"
 #include "thread.h"
 
 #define CONNECT_USEC (5 * USEC_PER_SEC)
@@ -125,9 +126,7 @@ static int run_batch(struct retention *retention, const struct step *step,
     if (r == 0)
         r = database_query(retention->database, &query, clock_usec() + BATCH_USEC,
                            &result, err);
-    if (r == -EIO)
-        (void)database_schema_missing(database_sqlstate(retention->database), err);
-    if (r == 0)
+    if (schema_explain(r, retention->database, err) == 0)
         r = database_run(retention->database, "COMMIT", clock_usec() + BATCH_USEC, NULL,
                          err);
     if (r < 0) /* and the connection is closed: no ROLLBACK is needed */
@@ -180,8 +179,8 @@ static int prepare(struct retention *retention, struct err *err)
     int r = database_connect(retention->database, clock_usec() + CONNECT_USEC, err);
 
     if (r == 0)
-        r = database_check_schema(retention->database, retention->schema_version,
-                                  clock_usec() + QUERY_USEC, err);
+        r = schema_check(retention->database, retention->schema_version,
+                         clock_usec() + QUERY_USEC, err);
     return r;
 }
 

@@ -8,6 +8,7 @@
 
 #include "clock.h"
 #include "log.h"
+#include "schema.h"
 
 #define STATEMENT_USEC (5 * USEC_PER_SEC)
 #define TELL_USEC      (60 * USEC_PER_SEC)
@@ -26,7 +27,7 @@ int statement_weigh(struct refusals *refusals, int r, struct database *database,
 
     if (r != -EIO)
         return r;
-    if (database_schema_missing(database_sqlstate(database), err) ||
+    if (schema_is_missing(database_sqlstate(database), err) ||
         strcmp(database_sqlstate(database), READ_ONLY) == 0)
         return r;
     if (now >= refusals->told_usec + TELL_USEC || refusals->told_usec == 0) {

@@ -25,6 +25,7 @@
 
 #include "base.h"
 #include "clock.h"
+#include "database.h"
 #include "migrate.h"
 
 #define PG_UNUSED __attribute__((unused))
@@ -144,6 +145,19 @@ PG_UNUSED static void pg_close(struct pg *pg)
     snprintf(sql, sizeof(sql), "DROP DATABASE IF EXISTS %s WITH (FORCE)", pg->name);
     pg_run(pg->admin, sql);
     PQfinish(pg->admin);
+}
+
+/* A connection of the gateway's kind; the test's to free. */
+PG_UNUSED static struct database *pg_database(const struct pg *pg)
+{
+    struct database *database = database_new(&(struct database_settings){
+        .dsn = pg->dsn, .door = "test", .target = "any", .stop_fd = -1});
+    struct err err = {0};
+
+    assert_non_null(database);
+    if (database_connect(database, clock_usec() + 10 * USEC_PER_SEC, &err) < 0)
+        fail_msg("%s", err.text);
+    return database;
 }
 
 /* Ends the sessions of that door ("listener"); returns how many there were. */

@@ -5,18 +5,6 @@
 #include "array.h"
 #include "failing_malloc.h"
 
-static struct database *connect_to(const struct pg *pg)
-{
-    struct database *database = database_new(&(struct database_settings){
-        .dsn = pg->dsn, .door = "test", .target = "any", .stop_fd = -1});
-    struct err err = {0};
-
-    assert_non_null(database);
-    assert_int_equal(database_connect(database, clock_usec() + 10 * USEC_PER_SEC, &err),
-                     0);
-    return database;
-}
-
 static void texts_come_out_as_they_went_in(void **state)
 {
     static const char *const texts[] = {"",        "a",    "\"", "\\", "{a,b}",
@@ -29,7 +17,7 @@ static void texts_come_out_as_they_went_in(void **state)
 
     (void)state;
     pg_open(&pg, false);
-    struct database *database = connect_to(&pg);
+    struct database *database = pg_database(&pg);
     pairs_init(&pairs);
     for (size_t i = 0; i < ARRAY_SIZE(texts); i++)
         pairs_add(&pairs, texts[i], texts[ARRAY_SIZE(texts) - 1 - i]);

@@ -1,6 +1,7 @@
 /* test_batch.c - many events in one transaction, keyed and not, and what they are told. */
 #include "batch.h"
 
+#include "failing_malloc.h"
 #include "pg.h"
 
 #define EVENTS_MAX 16
@@ -53,14 +54,9 @@ struct world {
 static int set_up(void **state)
 {
     static struct world world;
-    struct err err;
 
     pg_open(&world.pg, true);
-    world.database = database_new(&(struct database_settings){
-        .dsn = world.pg.dsn, .door = "test", .target = "any", .stop_fd = -1});
-    assert_non_null(world.database);
-    assert_int_equal(
-        database_connect(world.database, clock_usec() + 5 * USEC_PER_SEC, &err), 0);
+    world.database = pg_database(&world.pg);
     *state = &world;
     return 0;
 }
@@ -309,6 +305,109 @@ static void keys_are_forgotten_by_age_in_batches(void **state)
     assert_string_equal(publish(world, "a1 b2 c3 d4"), "5 6 7 4 nnnk");
 }
 
+static enum batch_result ask(struct world *world, struct batch *batch)
+{
+    struct err err = {0};
+
+    return batch_ask(batch, world->database, clock_usec() + 5 * USEC_PER_SEC, &err);
+}
+
+/* What became of a batch, asked without having sent one. */
+static enum batch_result fate(struct world *world, const char *xid, int times)
+{
+    struct batch batch = {.first_seq = 77, .written = "1"};
+    enum batch_result result = BATCH_LOST;
+
+    snprintf(batch.xid, sizeof(batch.xid), "%s", xid);
+    for (int i = 0; i < times; i++)
+        result = ask(world, &batch);
+    return result;
+}
+
+static void a_number_given_to_a_stranger_proves_nothing(void **state)
+{
+    struct world *world = *state;
+    char xid[24];
+
+    long long known = pg_number(world->pg.conn, "SELECT pg_current_xact_id()::text");
+    snprintf(xid, sizeof(xid), "%lld", known);
+    assert_int_equal(fate(world, xid, 1), BATCH_RUNNING);
+    assert_int_equal(fate(world, xid, 2), BATCH_UNKNOWN);
+    assert_int_equal(fate(world, "999999999", 1), BATCH_UNKNOWN); /* the future */
+
+    pg_run(world->pg.conn, "BEGIN");
+    snprintf(xid, sizeof(xid), "%lld",
+             pg_number(world->pg.conn, "SELECT pg_current_xact_id()::text"));
+    assert_int_equal(fate(world, xid, 3), BATCH_RUNNING);
+    pg_run(world->pg.conn, "ROLLBACK"); /* a stranger's session was left alone */
+    assert_int_equal(fate(world, xid, 1), BATCH_FAILED);
+}
+
+/* As after a crash that has taken the batch with it. */
+static void nor_does_a_number_with_its_event_that_was_written_later(void **state)
+{
+    struct world *world = *state;
+    struct batch batch = {.asked_in_vain = 0};
+
+    PGresult *result =
+        PQexec(world->pg.conn,
+               "SELECT first_seq, xid, CAST(extract(epoch FROM clock_timestamp()) * "
+               "1000000 AS int8) FROM "
+               "gateway.publish_batch(ARRAY['a'], ARRAY['message'], ARRAY['1'])");
+    assert_int_equal(PQntuples(result), 1);
+    batch.first_seq = strtoull(PQgetvalue(result, 0, 0), NULL, 10);
+    snprintf(batch.xid, sizeof(batch.xid), "%s", PQgetvalue(result, 0, 1));
+    snprintf(batch.written, sizeof(batch.written), "%s", PQgetvalue(result, 0, 2));
+    PQclear(result);
+    assert_int_equal(ask(world, &batch), BATCH_COMMITTED);
+    snprintf(batch.written, sizeof(batch.written), "1");
+    assert_int_equal(ask(world, &batch), BATCH_RUNNING);
+    assert_int_equal(ask(world, &batch), BATCH_UNKNOWN);
+}
+
+static void without_memory_nothing_is_lost(void **state)
+{
+    struct world *world = *state;
+    static const struct event event = {.channel = "c",
+                                       .channel_len = 1,
+                                       .type = "t",
+                                       .type_len = 1,
+                                       .data = "1",
+                                       .data_len = 1,
+                                       .attributes = "{}",
+                                       .attributes_len = 2};
+    static const struct event_unit unit = {.key = "i:k", .key_len = 3, .count = 1};
+    bool failed = true;
+
+    for (unsigned n = 1; failed; n++) {
+        struct err err = {0};
+        struct batch batch;
+        int r = -ENOMEM;
+        failing_malloc_begin(n);
+        struct database *database =
+            database_new(&(struct database_settings){.dsn = world->pg.dsn,
+                                                     .password = "p",
+                                                     .door = "test",
+                                                     .target = "any",
+                                                     .stop_fd = -1});
+        batch_init(&batch);
+        batch_add(&batch, &event, 1, &unit, 1);
+        if (database != NULL)
+            r = database_connect(database, clock_usec() + 3 * USEC_PER_SEC, &err);
+        if (r == 0)
+            r = batch_ok(&batch);
+        if (r == 0)
+            assert_int_equal(
+                batch_commit(&batch, database, clock_usec() + 3 * USEC_PER_SEC, &err),
+                BATCH_COMMITTED);
+        failed = failing_malloc_end();
+        assert_int_equal(r, failed ? -ENOMEM : 0);
+        batch_done(&batch);
+        database_free(database);
+    }
+    assert_int_equal(rows(world), 1);
+}
+
 int main(void)
 {
 #define WITH_PG(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
@@ -321,6 +420,9 @@ int main(void)
         WITH_PG(attributes_and_clients_are_stored_for_those_that_have_them),
         WITH_PG(a_key_is_the_same_from_any_client),
         WITH_PG(keys_are_forgotten_by_age_in_batches),
+        WITH_PG(a_number_given_to_a_stranger_proves_nothing),
+        WITH_PG(nor_does_a_number_with_its_event_that_was_written_later),
+        WITH_PG(without_memory_nothing_is_lost),
     };
 
     return cmocka_run_group_tests_name("batch", tests, NULL, NULL);
