@@ -29,8 +29,6 @@
 #include "statement.h"
 #include "stats.h"
 
-struct groups;
-
 /* One consumer; inside whatever it belongs to. The callbacks must not wait. */
 struct enrolment {
     struct member member; /* what it asks for is filled in by who joins */
@@ -40,7 +38,7 @@ struct enrolment {
     void (*gone)(
         struct enrolment *enrolment); /* the last call: it is its owner's again */
 
-    struct groups *groups; /* the groups' own from here on */
+    void *keeper; /* who brings it here by letter: its own from here on */
     struct mail join_mail;
     struct mail news_mail;
     struct mail leave_mail;

@@ -37,8 +37,8 @@ struct errand {
     enum errand_outcome outcome; /* set before done() */
     struct err err;
 
-    uint64_t accepted_usec; /* the groups' own from here on */
-    struct groups *groups;
+    uint64_t accepted_usec; /* from here on its keeper's own, who will have it run */
+    void *keeper;
     struct mail mail;
     struct errand *next;
 };

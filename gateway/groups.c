@@ -245,8 +245,9 @@ static void on_notification(void *argument, const PGnotify *notification, bool o
 static void join_delivered(struct mail *mail)
 {
     struct enrolment *enrolment = CONTAINER_OF(mail, struct enrolment, join_mail);
+    struct groups *groups = enrolment->keeper;
 
-    dealer_join(&enrolment->groups->dealer, enrolment);
+    dealer_join(&groups->dealer, enrolment);
 }
 
 /* One more of those of whom there may be so many. */
@@ -288,21 +289,23 @@ static void leave_delivered(struct mail *mail)
 {
     struct enrolment *enrolment = CONTAINER_OF(mail, struct enrolment, leave_mail);
 
-    dismiss(enrolment->groups, enrolment);
+    dismiss(enrolment->keeper, enrolment);
 }
 
 static void errand_delivered(struct mail *mail)
 {
     struct errand *errand = CONTAINER_OF(mail, struct errand, mail);
+    struct groups *groups = errand->keeper;
 
-    add_errand(&errand->groups->errands[errand->kind], errand);
+    add_errand(&groups->errands[errand->kind], errand);
 }
 
 static void wait_delivered(struct mail *mail)
 {
     struct wait *wait = CONTAINER_OF(mail, struct wait, mail);
+    struct groups *groups = wait->keeper;
 
-    waits_add(&wait->groups->waits, wait);
+    waits_add(&groups->waits, wait);
 }
 
 /* ---- the thread ---- */
@@ -438,7 +441,7 @@ int groups_join(struct groups *groups, struct enrolment *enrolment)
 
     if (r < 0)
         return r;
-    enrolment->groups = groups;
+    enrolment->keeper = groups;
     enrolment->join_mail.deliver = join_delivered;
     enrolment->news_mail.deliver = news_delivered;
     enrolment->leave_mail.deliver = leave_delivered;
@@ -451,18 +454,18 @@ int groups_join(struct groups *groups, struct enrolment *enrolment)
 /* If nobody takes letters any more, its dismissal is on its way. */
 void groups_leave(struct enrolment *enrolment)
 {
-    (void)post(enrolment->groups, &enrolment->leave_mail);
+    (void)post(enrolment->keeper, &enrolment->leave_mail);
 }
 
 void groups_news(struct enrolment *enrolment)
 {
     if (!atomic_exchange_explicit(&enrolment->told, true, memory_order_acq_rel))
-        (void)post(enrolment->groups, &enrolment->news_mail);
+        (void)post(enrolment->keeper, &enrolment->news_mail);
 }
 
 int groups_do(struct groups *groups, struct errand *errand)
 {
-    errand->groups = groups;
+    errand->keeper = groups;
     errand->accepted_usec = clock_usec();
     errand->mail.deliver = errand_delivered;
     return post(groups, &errand->mail);
@@ -481,7 +484,7 @@ void groups_unreserve(struct groups *groups)
 
 int groups_wait(struct groups *groups, struct wait *wait)
 {
-    wait->groups = groups;
+    wait->keeper = groups;
     wait->mail.deliver = wait_delivered;
     return post(groups, &wait->mail);
 }

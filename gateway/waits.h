@@ -37,11 +37,12 @@ struct wait {
     enum wait_outcome outcome; /* set before done() */
     char *result;              /* JSON text, heap; the waiter's to free */
 
+    void *keeper; /* who brings it here, by letter: its own */
+    struct mail mail;
+
     uint64_t row; /* the waits' own from here on; the row's id, or 0 */
     uint64_t look_usec;
     uint64_t pause_usec; /* before the look after that */
-    struct groups *groups;
-    struct mail mail;
     struct wait *next;
     struct wait **link;
 };
