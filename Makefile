@@ -16,7 +16,7 @@ MODULES := \
     readers lookup question replay retention \
     statement claim errand waits dealer groups \
     connection porch lobby stream catchup consumer fanout tour shard \
-    cloudevents problem form request page exchange common opening consume jobs confirm \
+    cloudevents problem form request page exchange common query opening consume jobs confirm \
     events slowest http \
     healthcheck serve main
 

@@ -11,6 +11,7 @@
 #include "consumer.h"
 #include "fanout.h"
 #include "opening.h"
+#include "query.h"
 #include "shard.h"
 #include "units.h"
 
@@ -21,60 +22,46 @@
 #define MAX_MAX            1000
 #define ATTEMPTS_MAX       1000000
 
-/* The query, gathered parameter by parameter. */
-struct query {
+/* What the query asks for. */
+struct subscription {
+    struct query query;
     struct consumer_wishes wishes;
-    unsigned channels;
-    unsigned groups;
-    bool failed;
-    struct err err;
 };
 
-static void query_fails(struct query *query, const char *format, ...) PRINTF_LIKE(2, 3);
-
-static void query_fails(struct query *query, const char *format, ...)
+static struct consumer_wishes *wishes_of(struct query *query)
 {
-    va_list arguments;
-
-    if (query->failed)
-        return;
-    va_start(arguments, format);
-    (void)vsnprintf(query->err.text, sizeof(query->err.text), format, arguments);
-    va_end(arguments);
-    query->failed = true;
+    return &CONTAINER_OF(query, struct subscription, query)->wishes;
 }
 
 static void set_channel(struct query *query, const char *text, size_t len)
 {
     struct err err;
 
-    if (query->channels++ > 0)
-        query_fails(query, "a group has one channel");
-    else if (group_check_channel(text, len, &err) < 0)
-        query_fails(query, "%s", err.text);
-    query->wishes.channel = (struct stream_text){text, len};
+    if (group_check_channel(text, len, &err) < 0)
+        query_fails(query, MHD_HTTP_BAD_REQUEST, "%s", err.text);
+    wishes_of(query)->channel = (struct stream_text){text, len};
 }
 
 static void set_group(struct query *query, const char *text, size_t len)
 {
     struct err err;
 
-    if (query->groups++ > 0)
-        query_fails(query, "there are two groups");
-    else if (group_check_name(text, len, &err) < 0)
-        query_fails(query, "%s", err.text);
-    query->wishes.group = (struct stream_text){text, len};
+    if (group_check_name(text, len, &err) < 0)
+        query_fails(query, MHD_HTTP_BAD_REQUEST, "%s", err.text);
+    wishes_of(query)->group = (struct stream_text){text, len};
 }
 
-static void set_lease(struct query *query, const char *text)
+static void set_lease(struct query *query, const char *text, size_t len)
 {
     uint64_t usec;
 
+    (void)len;
     if (units_parse_usec(text, &usec) < 0 || usec < LEASE_MIN_USEC ||
         usec > LEASE_MAX_USEC)
-        query_fails(query, "lease is a time from 1s to 1d, as in 30s");
+        query_fails(query, MHD_HTTP_BAD_REQUEST,
+                    "lease is a time from 1s to 1d, as in 30s");
     else
-        query->wishes.lease_usec = usec;
+        wishes_of(query)->lease_usec = usec;
 }
 
 static void set_count(struct query *query, const char *name, const char *text,
@@ -83,85 +70,86 @@ static void set_count(struct query *query, const char *name, const char *text,
     uint64_t count;
 
     if (units_parse_count(text, &count) < 0 || count < 1 || count > max)
-        query_fails(query, "%s is a number from 1 to %u", name, max);
+        query_fails(query, MHD_HTTP_BAD_REQUEST, "%s is a number from 1 to %u", name,
+                    max);
     else
         *ret_count = (unsigned)count;
 }
 
-static void set_exclusive(struct query *query, const char *text)
+static void set_max(struct query *query, const char *text, size_t len)
 {
-    query->wishes.exclusive = strcmp(text, "true") == 0;
-    if (!query->wishes.exclusive && strcmp(text, "false") != 0)
-        query_fails(query, "exclusive is true or false");
+    (void)len;
+    set_count(query, "max", text, MAX_MAX, &wishes_of(query)->max);
 }
 
-static enum MHD_Result take_parameter(void *argument, enum MHD_ValueKind kind,
-                                      const char *name, size_t name_len,
-                                      const char *value, size_t value_len)
+static void set_attempts(struct query *query, const char *text, size_t len)
 {
-    struct query *query = argument;
-    const char *text = value != NULL ? value : "";
-
-    (void)kind;
-    (void)name_len;
-    if (strcmp(name, "channel") == 0)
-        set_channel(query, text, value_len);
-    else if (strcmp(name, "group") == 0)
-        set_group(query, text, value_len);
-    else if (strcmp(name, "lease") == 0)
-        set_lease(query, text);
-    else if (strcmp(name, "max") == 0)
-        set_count(query, name, text, MAX_MAX, &query->wishes.max);
-    else if (strcmp(name, "max_attempts") == 0)
-        set_count(query, name, text, ATTEMPTS_MAX, &query->wishes.attempts);
-    else if (strcmp(name, "exclusive") == 0)
-        set_exclusive(query, text);
-    else if (strcmp(name, "last_event_id") == 0 && strcmp(text, "earliest") == 0)
-        query->wishes.earliest = true;
-    else if (strcmp(name, "last_event_id") == 0)
-        query_fails(query, "a group knows where it is: for last_event_id there is only "
-                           "earliest, where a new group begins");
-    else
-        query_fails(query,
-                    "unknown parameter \"%.*s\"; beside group there are channel, lease, "
-                    "max, max_attempts, last_event_id and exclusive",
-                    (int)event_text_cut(name, QUOTED_MAX), name);
-    return MHD_YES;
+    (void)len;
+    set_count(query, "max_attempts", text, ATTEMPTS_MAX, &wishes_of(query)->attempts);
 }
 
-static void read_query(const struct exchange *exchange, struct query *query)
+static void set_exclusive(struct query *query, const char *text, size_t len)
 {
-    *query =
-        (struct query){.wishes = {.lease_usec = LEASE_DEFAULT_USEC, .max = MAX_DEFAULT}};
-    (void)MHD_get_connection_values_n(exchange->mhd, MHD_GET_ARGUMENT_KIND,
-                                      take_parameter, query);
-    if (query->channels == 0)
-        set_channel(query, EVENT_DEFAULT_CHANNEL, strlen(EVENT_DEFAULT_CHANNEL));
+    (void)len;
+    wishes_of(query)->exclusive = strcmp(text, "true") == 0;
+    if (!wishes_of(query)->exclusive && strcmp(text, "false") != 0)
+        query_fails(query, MHD_HTTP_BAD_REQUEST, "exclusive is true or false");
+}
+
+static void set_earliest(struct query *query, const char *text, size_t len)
+{
+    (void)len;
+    wishes_of(query)->earliest = strcmp(text, "earliest") == 0;
+    if (!wishes_of(query)->earliest)
+        query_fails(query, MHD_HTTP_BAD_REQUEST,
+                    "a group knows where it is: for last_event_id there is only "
+                    "earliest, where a new group begins");
+}
+
+/* 0, or -EINVAL: query_refuse(). */
+static int read_subscription(const struct exchange *exchange,
+                             struct subscription *ret_wanted)
+{
+    static const struct query_parameter parameters[] = {
+        {.name = "channel", .take = set_channel, .twice = "a group has one channel"},
+        {.name = "group", .take = set_group, .twice = "there are two groups"},
+        {.name = "lease", .take = set_lease},
+        {.name = "max", .take = set_max},
+        {.name = "max_attempts", .take = set_attempts},
+        {.name = "last_event_id", .take = set_earliest},
+        {.name = "exclusive", .take = set_exclusive},
+        {NULL},
+    };
+
+    *ret_wanted = (struct subscription){
+        .wishes = {.channel = {EVENT_DEFAULT_CHANNEL, strlen(EVENT_DEFAULT_CHANNEL)},
+                   .lease_usec = LEASE_DEFAULT_USEC,
+                   .max = MAX_DEFAULT}};
+    return query_read(exchange, parameters, &ret_wanted->query);
 }
 
 enum MHD_Result consume_subscribe(struct exchange *exchange)
 {
     const bool is_head = strcmp(exchange->method, MHD_HTTP_METHOD_HEAD) == 0;
-    struct query query;
+    struct subscription wanted;
     struct stream *stream;
 
-    read_query(exchange, &query);
+    int r = read_subscription(exchange, &wanted);
     exchange->close = !is_head; /* it has memory for one small header, not for another */
-    if (query.failed)
-        return exchange_problem(exchange, MHD_HTTP_BAD_REQUEST, "%s", query.err.text);
+    if (r < 0)
+        return query_refuse(exchange, &wanted.query);
     if (is_head)
         return opening_head(exchange);
     if (!opening_has_room(exchange))
         return opening_later(exchange);
 
-    const int r =
-        fanout_consume(shard_fanout(exchange->connection->shard), exchange->connection,
+    r = fanout_consume(shard_fanout(exchange->connection->shard), exchange->connection,
                        &(struct stream_wishes){
-                           .channels = &query.wishes.channel,
+                           .channels = &wanted.wishes.channel,
                            .channel_count = 1,
                            .chunked = !exchange->http10,
                            .place = STREAM_AT_NOWHERE,
                        },
-                       &query.wishes, &stream);
+                       &wanted.wishes, &stream);
     return r < 0 ? opening_later(exchange) : opening_stream(exchange, stream);
 }

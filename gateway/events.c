@@ -10,6 +10,7 @@
 #include "events.h"
 #include "lookup.h"
 #include "opening.h"
+#include "query.h"
 #include "shard.h"
 #include "units.h"
 
@@ -21,8 +22,9 @@
 
 /* -- GET /events -- */
 
-/* The query, gathered parameter by parameter. */
-struct query {
+/* What the query asks for. */
+struct subscription {
+    struct query query;
     struct stream_text channels[STREAM_CHANNELS_MAX];
     size_t channel_count;
     struct stream_text types[STREAM_CHANNELS_MAX];
@@ -34,25 +36,11 @@ struct query {
     unsigned last_count;
     size_t channels_max;
     const struct relay *relay;
-    bool failed;
-    unsigned status; /* of a failure */
-    struct err err;
 };
 
-static void query_fails(struct query *query, const char *format, ...) PRINTF_LIKE(2, 3);
-
-/* The first failure is the one that is told. */
-static void query_fails(struct query *query, const char *format, ...)
+static struct subscription *subscription_of(struct query *query)
 {
-    va_list arguments;
-
-    if (query->failed)
-        return;
-    va_start(arguments, format);
-    (void)vsnprintf(query->err.text, sizeof(query->err.text), format, arguments);
-    va_end(arguments);
-    query->failed = true;
-    query->status = MHD_HTTP_BAD_REQUEST;
+    return CONTAINER_OF(query, struct subscription, query);
 }
 
 /* A channel's name, or a prefix of one (which may be empty) with '*' behind it. */
@@ -65,15 +53,16 @@ static bool pattern_is_fine(const char *text, size_t len, struct err *err)
 
 static void add_channel(struct query *query, const char *text, size_t len)
 {
+    struct subscription *wanted = subscription_of(query);
     struct err err;
 
-    if (query->channel_count == query->channels_max)
-        query_fails(query, "more than %zu channels for one subscriber",
-                    query->channels_max);
+    if (wanted->channel_count == wanted->channels_max)
+        query_fails(query, MHD_HTTP_BAD_REQUEST,
+                    "more than %zu channels for one subscriber", wanted->channels_max);
     else if (!pattern_is_fine(text, len, &err))
-        query_fails(query, "%s", err.text);
+        query_fails(query, MHD_HTTP_BAD_REQUEST, "%s", err.text);
     else
-        query->channels[query->channel_count++] = (struct stream_text){text, len};
+        wanted->channels[wanted->channel_count++] = (struct stream_text){text, len};
 }
 
 /* A channel whose notifications are wanted, and no stream without them. */
@@ -81,133 +70,124 @@ static void add_relay(struct query *query, const char *text, size_t len)
 {
     struct err err;
 
-    if (len > RELAY_NAME_MAX_BYTES) {
-        query_fails(query, "relay is longer than the %d bytes of a channel of NOTIFY",
+    if (len > RELAY_NAME_MAX_BYTES)
+        query_fails(query, MHD_HTTP_BAD_REQUEST,
+                    "relay is longer than the %d bytes of a channel of NOTIFY",
                     RELAY_NAME_MAX_BYTES);
-    } else if (len > 0 && text[len - 1] == '*') {
-        query_fails(query, "relay ends in '*': PostgreSQL cannot LISTEN by prefix");
-    } else if (event_check_name("relay", text, len, &err) < 0) {
-        query_fails(query, "%s", err.text);
-    } else if (!query->failed && !relay_allows(query->relay, text, len)) {
-        query_fails(query,
+    else if (len > 0 && text[len - 1] == '*')
+        query_fails(query, MHD_HTTP_BAD_REQUEST,
+                    "relay ends in '*': PostgreSQL cannot LISTEN by prefix");
+    else if (event_check_name("relay", text, len, &err) < 0)
+        query_fails(query, MHD_HTTP_BAD_REQUEST, "%s", err.text);
+    else if (!relay_allows(subscription_of(query)->relay, text, len))
+        query_fails(query, MHD_HTTP_FORBIDDEN,
                     "channel \"%.*s\" is not relayed: [channels] relay allows it not",
                     (int)len, text);
-        query->status = MHD_HTTP_FORBIDDEN;
-    } else {
+    else
         add_channel(query, text, len);
-    }
 }
 
 static void add_type(struct query *query, const char *text, size_t len)
 {
+    struct subscription *wanted = subscription_of(query);
     struct err err;
 
-    if (query->type_count == ARRAY_SIZE(query->types))
-        query_fails(query, "more than %zu types for one subscriber",
-                    ARRAY_SIZE(query->types));
+    if (wanted->type_count == ARRAY_SIZE(wanted->types))
+        query_fails(query, MHD_HTTP_BAD_REQUEST, "more than %zu types for one subscriber",
+                    ARRAY_SIZE(wanted->types));
     else if (event_check_type(text, len, &err) < 0)
-        query_fails(query, "%s", err.text);
+        query_fails(query, MHD_HTTP_BAD_REQUEST, "%s", err.text);
     else
-        query->types[query->type_count++] = (struct stream_text){text, len};
+        wanted->types[wanted->type_count++] = (struct stream_text){text, len};
 }
 
 static void exclude_client(struct query *query, const char *text, size_t len)
 {
+    struct subscription *wanted = subscription_of(query);
     struct err err;
 
-    if (query->without_count == ARRAY_SIZE(query->without))
-        query_fails(query, "more than %zu clients to do without for one subscriber",
-                    ARRAY_SIZE(query->without));
+    if (wanted->without_count == ARRAY_SIZE(wanted->without))
+        query_fails(query, MHD_HTTP_BAD_REQUEST,
+                    "more than %zu clients to do without for one subscriber",
+                    ARRAY_SIZE(wanted->without));
     else if (event_check_name("exclude_client", text, len, &err) < 0)
-        query_fails(query, "%s", err.text);
+        query_fails(query, MHD_HTTP_BAD_REQUEST, "%s", err.text);
     else
-        query->without[query->without_count++] = (struct stream_text){text, len};
+        wanted->without[wanted->without_count++] = (struct stream_text){text, len};
 }
 
 /* An id, or the word for the oldest event there is. */
 static void set_last_id(struct query *query, const char *text, size_t len)
 {
     static const char earliest[] = "earliest";
+    struct subscription *wanted = subscription_of(query);
 
     if (len == 0)
         return;
-    query->place = len == strlen(earliest) && memcmp(text, earliest, len) == 0
-                       ? STREAM_AT_EARLIEST
-                       : STREAM_AT_ID;
-    query->last_id = (struct stream_text){text, len};
+    wanted->place = len == strlen(earliest) && memcmp(text, earliest, len) == 0
+                        ? STREAM_AT_EARLIEST
+                        : STREAM_AT_ID;
+    wanted->last_id = (struct stream_text){text, len};
 }
 
-static void set_last(struct query *query, const char *text)
+static void set_last(struct query *query, const char *text, size_t len)
 {
     uint64_t count;
 
-    if (units_parse_count(text, &count) < 0 || count < 1 || count > LAST_MAX) {
-        query_fails(query, "last is a number from 1 to %d", LAST_MAX);
-        return;
-    }
-    query->last_count = (unsigned)count;
-}
-
-static enum MHD_Result take_parameter(void *argument, enum MHD_ValueKind kind,
-                                      const char *name, size_t name_len,
-                                      const char *value, size_t value_len)
-{
-    struct query *query = argument;
-    const char *text = value != NULL ? value : "";
-
-    (void)kind;
-    (void)name_len;
-    if (strcmp(name, "channel") == 0)
-        add_channel(query, text, value_len);
-    else if (strcmp(name, "relay") == 0)
-        add_relay(query, text, value_len);
-    else if (strcmp(name, "type") == 0)
-        add_type(query, text, value_len);
-    else if (strcmp(name, "exclude_client") == 0)
-        exclude_client(query, text, value_len);
-    else if (strcmp(name, "last_event_id") == 0)
-        set_last_id(query, text, value_len);
-    else if (strcmp(name, "last") == 0)
-        set_last(query, text);
+    (void)len;
+    if (units_parse_count(text, &count) < 0 || count < 1 || count > LAST_MAX)
+        query_fails(query, MHD_HTTP_BAD_REQUEST, "last is a number from 1 to %d",
+                    LAST_MAX);
     else
-        query_fails(query,
-                    "unknown parameter \"%.*s\"; there are channel, relay, type, "
-                    "exclude_client, last_event_id and last",
-                    (int)event_text_cut(name, QUOTED_MAX), name);
-    return MHD_YES;
+        subscription_of(query)->last_count = (unsigned)count;
 }
 
-static void read_query(const struct exchange *exchange, struct query *query)
+/* 0, or -EINVAL: query_refuse(). */
+static int read_subscription(const struct exchange *exchange,
+                             struct subscription *ret_wanted)
 {
+    static const struct query_parameter parameters[] = {
+        {.name = "channel", .take = add_channel},
+        {.name = "relay", .take = add_relay},
+        {.name = "type", .take = add_type},
+        {.name = "exclude_client", .take = exclude_client},
+        {.name = "last_event_id", .take = set_last_id},
+        {.name = "last", .take = set_last},
+        {.name = NULL},
+    };
     const char *last_id = exchange_header(exchange, "Last-Event-ID");
 
-    query->channels_max = common_of(exchange)->channels_max;
-    query->relay = common_of(exchange)->relay;
-    (void)MHD_get_connection_values_n(exchange->mhd, MHD_GET_ARGUMENT_KIND,
-                                      take_parameter, query);
-    if (query->channel_count == 0)
-        add_channel(query, EVENT_DEFAULT_CHANNEL, strlen(EVENT_DEFAULT_CHANNEL));
+    *ret_wanted = (struct subscription){
+        .channels_max = common_of(exchange)->channels_max,
+        .relay = common_of(exchange)->relay,
+    };
+    if (query_read(exchange, parameters, &ret_wanted->query) < 0)
+        return -EINVAL;
+    if (ret_wanted->channel_count == 0)
+        add_channel(&ret_wanted->query, EVENT_DEFAULT_CHANNEL,
+                    strlen(EVENT_DEFAULT_CHANNEL));
     /* The header wins: it is newer than the URL of the page that made the EventSource. */
     if (last_id != NULL)
-        set_last_id(query, last_id, strlen(last_id));
+        set_last_id(&ret_wanted->query, last_id, strlen(last_id));
     /* `last` is for the first connection: who comes back with an id goes on from there. */
-    if (query->place == STREAM_AT_NOW && query->last_count > 0)
-        query->place = STREAM_AT_LAST;
+    if (ret_wanted->place == STREAM_AT_NOW && ret_wanted->last_count > 0)
+        ret_wanted->place = STREAM_AT_LAST;
+    return 0;
 }
 
 enum MHD_Result events_subscribe(struct exchange *exchange)
 {
-    struct query query = {.failed = false};
+    struct subscription wanted;
     size_t len;
 
     if (exchange_query(exchange, "group", &len) != NULL)
         return consume_subscribe(exchange);
-    read_query(exchange, &query);
+    const int r = read_subscription(exchange, &wanted);
     /* A connection that came for a stream has memory for one small header, not for what may
      * come next: it ends with any other answer. */
     exchange->close = strcmp(exchange->method, MHD_HTTP_METHOD_HEAD) != 0;
-    if (query.failed)
-        return exchange_problem(exchange, query.status, "%s", query.err.text);
+    if (r < 0)
+        return query_refuse(exchange, &wanted.query);
     if (strcmp(exchange->method, MHD_HTTP_METHOD_HEAD) == 0)
         return opening_head(exchange);
     if (!opening_has_room(exchange))
@@ -216,16 +196,16 @@ enum MHD_Result events_subscribe(struct exchange *exchange)
     struct stream *stream =
         fanout_subscribe(shard_fanout(exchange->connection->shard), exchange->connection,
                          &(struct stream_wishes){
-                             .channels = query.channels,
-                             .channel_count = query.channel_count,
-                             .types = query.types,
-                             .type_count = query.type_count,
-                             .without = query.without,
-                             .without_count = query.without_count,
+                             .channels = wanted.channels,
+                             .channel_count = wanted.channel_count,
+                             .types = wanted.types,
+                             .type_count = wanted.type_count,
+                             .without = wanted.without,
+                             .without_count = wanted.without_count,
                              .chunked = !exchange->http10,
-                             .place = query.place,
-                             .last_id = query.last_id,
-                             .last_count = query.last_count,
+                             .place = wanted.place,
+                             .last_id = wanted.last_id,
+                             .last_count = wanted.last_count,
                          });
     return stream != NULL ? opening_stream(exchange, stream) : opening_later(exchange);
 }
@@ -323,36 +303,13 @@ static enum MHD_Result refuse_large(struct exchange *exchange)
 }
 
 /* The parameters of a POST: each once, and no others. */
-struct post_query {
-    unsigned channels;
-    unsigned types;
-    unsigned waits;
-    unsigned groups;
-    const char *unknown;
+static const struct query_parameter post_parameters[] = {
+    {.name = "channel", .twice = "an event has one channel and one type"},
+    {.name = "type", .twice = "an event has one channel and one type"},
+    {.name = "wait", .twice = "there is one wait, and one group to wait for"},
+    {.name = "group", .twice = "there is one wait, and one group to wait for"},
+    {.name = NULL},
 };
-
-static enum MHD_Result count_parameter(void *argument, enum MHD_ValueKind kind,
-                                       const char *name, size_t name_len,
-                                       const char *value, size_t value_len)
-{
-    struct post_query *query = argument;
-
-    (void)kind;
-    (void)name_len;
-    (void)value;
-    (void)value_len;
-    if (strcmp(name, "channel") == 0)
-        query->channels++;
-    else if (strcmp(name, "type") == 0)
-        query->types++;
-    else if (strcmp(name, "wait") == 0)
-        query->waits++;
-    else if (strcmp(name, "group") == 0)
-        query->groups++;
-    else
-        query->unknown = name;
-    return MHD_YES;
-}
 
 static int check_post_headers(const struct post_headers *headers, struct err *err)
 {
@@ -366,25 +323,6 @@ static int check_post_headers(const struct post_headers *headers, struct err *er
     return 0;
 }
 
-/* 0, or -EINVAL with the problem. */
-static int check_post_query(const struct exchange *exchange, struct err *err)
-{
-    struct post_query query = {0};
-
-    (void)MHD_get_connection_values_n(exchange->mhd, MHD_GET_ARGUMENT_KIND,
-                                      count_parameter, &query);
-    if (query.unknown != NULL)
-        return err_set(err, -EINVAL,
-                       "unknown parameter \"%.*s\"; there are channel, type, wait and "
-                       "group",
-                       (int)event_text_cut(query.unknown, QUOTED_MAX), query.unknown);
-    if (query.channels > 1 || query.types > 1)
-        return err_set(err, -EINVAL, "an event has one channel and one type");
-    if (query.waits > 1 || query.groups > 1)
-        return err_set(err, -EINVAL, "there is one wait, and one group to wait for");
-    return 0;
-}
-
 bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
 {
     struct post_headers headers;
@@ -393,6 +331,7 @@ bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
     const char *coding = exchange_header(exchange, MHD_HTTP_HEADER_TRANSFER_ENCODING);
     struct confirm confirm;
     struct problem problem;
+    struct query query;
     struct err err;
 
     /* A POST has a body. If libmicrohttpd sees none, its bytes must not become a request. */
@@ -404,8 +343,9 @@ bool events_check(struct exchange *exchange, enum MHD_Result *ret_result)
     } else if (!exchange_origin_is_fine(exchange))
         *ret_result = refuse_unread(
             exchange, 403, "this origin may not publish; see [http] cors_origins");
-    else if (check_post_query(exchange, &err) < 0 ||
-             confirm_read(exchange, &confirm, &err) < 0 ||
+    else if (query_read(exchange, post_parameters, &query) < 0)
+        *ret_result = refuse_unread(exchange, query.status, query.err.text);
+    else if (confirm_read(exchange, &confirm, &err) < 0 ||
              check_post_headers(&headers, &err) < 0)
         *ret_result = refuse_unread(exchange, 400, err.text);
     else if (form_check(&form, &problem) < 0)

@@ -11,6 +11,7 @@
 #include "delivery.h"
 #include "event.h"
 #include "json.h"
+#include "query.h"
 #include "question.h"
 #include "units.h"
 
@@ -25,57 +26,25 @@
 
 /* -- what is asked -- */
 
-/* The parameters that an endpoint knows, each once at the most. */
-struct query {
-    const char *const *names;
-    const char *values[4]; /* NULL: not given */
-    size_t lengths[4];
-    bool failed;
+static void check_group(struct query *query, const char *text, size_t len)
+{
     struct err err;
-};
 
-static enum MHD_Result take_parameter(void *argument, enum MHD_ValueKind kind,
-                                      const char *name, size_t name_len,
-                                      const char *value, size_t value_len)
-{
-    struct query *query = argument;
-    size_t i = 0;
-
-    (void)kind;
-    (void)name_len;
-    while (query->names[i] != NULL && strcmp(query->names[i], name) != 0)
-        i++;
-    if (query->failed)
-        return MHD_YES;
-    if (query->names[i] == NULL || query->values[i] != NULL) {
-        query->failed = true;
-        (void)err_set(&query->err, -EINVAL, "%s parameter \"%.*s\"",
-                      query->names[i] == NULL ? "unknown" : "there are two of the",
-                      (int)event_text_cut(name, QUOTED_MAX), name);
-        return MHD_YES;
-    }
-    query->values[i] = value != NULL ? value : "";
-    query->lengths[i] = value != NULL ? value_len : 0;
-    return MHD_YES;
+    if (group_check_name(text, len, &err) < 0)
+        query_fails(query, MHD_HTTP_BAD_REQUEST, "%s", err.text);
 }
 
-/* `names` ends with NULL. -EINVAL: the problem is in query->err. */
-static int read_query(const struct exchange *exchange, const char *const *names,
-                      struct query *ret_query)
+static void check_channel(struct query *query, const char *text, size_t len)
 {
-    *ret_query = (struct query){.names = names};
-    (void)MHD_get_connection_values_n(exchange->mhd, MHD_GET_ARGUMENT_KIND,
-                                      take_parameter, ret_query);
-    return ret_query->failed ? -EINVAL : 0;
+    struct err err;
+
+    if (group_check_channel(text, len, &err) < 0)
+        query_fails(query, MHD_HTTP_BAD_REQUEST, "%s", err.text);
 }
 
-/* The group must be there, and sound. */
-static int check_group(struct query *query, size_t index)
-{
-    if (query->values[index] == NULL)
-        return err_set(&query->err, -EINVAL, "the parameter group is missing");
-    return group_check_name(query->values[index], query->lengths[index], &query->err);
-}
+/* Each of the parameters stands once. */
+#define ONE(parameter)                                                                   \
+    .name = (parameter), .twice = "there are two of the parameter \"" parameter "\""
 
 static enum MHD_Result refuse(struct exchange *exchange, const struct err *err)
 {
@@ -226,7 +195,10 @@ static int take_result(struct exchange *exchange, struct job *job, struct err *e
 
 enum MHD_Result jobs_ack(struct exchange *exchange)
 {
-    static const char *const names[] = {"group", NULL};
+    static const struct query_parameter parameters[] = {
+        {ONE("group"), .take = check_group, .needed = true},
+        {.name = NULL},
+    };
     struct query query;
     struct err err;
 
@@ -239,8 +211,8 @@ enum MHD_Result jobs_ack(struct exchange *exchange)
     if (exchange->state != NULL)
         return answer_errand(exchange, exchange->state);
 
-    if (read_query(exchange, names, &query) < 0 || check_group(&query, 0) < 0)
-        return refuse(exchange, &query.err);
+    if (query_read(exchange, parameters, &query) < 0)
+        return query_refuse(exchange, &query);
     struct job *job = make_job(exchange, ERRAND_ACK, query.values[0]);
     if (job == NULL)
         return exchange_problem(exchange, 503, "no memory for the request");
@@ -252,15 +224,18 @@ enum MHD_Result jobs_ack(struct exchange *exchange)
     return r < 0 ? refuse(exchange, &err) : submit(exchange, job);
 }
 
+/* Of a nack. */
+enum { GROUP, DELAY, REASON };
+
 static int take_nack(const struct query *query, struct job *job, struct err *err)
 {
-    const char *delay = query->values[1], *reason = query->values[2];
+    const char *delay = query->values[DELAY], *reason = query->values[REASON];
 
     if (delay != NULL && (units_parse_usec(delay, &job->errand.delay_usec) < 0 ||
                           job->errand.delay_usec > DELAY_MAX_USEC))
         return err_set(err, -EINVAL, "delay is a time from 0 to 30d, as in 10s");
-    if (reason != NULL && (query->lengths[2] > REASON_MAX_BYTES ||
-                           !event_text_is_utf8(reason, query->lengths[2])))
+    if (reason != NULL && (query->lengths[REASON] > REASON_MAX_BYTES ||
+                           !event_text_is_utf8(reason, query->lengths[REASON])))
         return err_set(err, -EINVAL, "reason is UTF-8 of at most %d bytes",
                        REASON_MAX_BYTES);
     job->errand.text = reason;
@@ -269,14 +244,19 @@ static int take_nack(const struct query *query, struct job *job, struct err *err
 
 enum MHD_Result jobs_nack(struct exchange *exchange)
 {
-    static const char *const names[] = {"group", "delay", "reason", NULL};
+    static const struct query_parameter parameters[] = {
+        [GROUP] = {ONE("group"), .take = check_group, .needed = true},
+        [DELAY] = {ONE("delay")},
+        [REASON] = {ONE("reason")},
+        {.name = NULL},
+    };
     struct query query;
     struct err err;
 
     if (exchange->state != NULL)
         return answer_errand(exchange, exchange->state);
-    if (read_query(exchange, names, &query) < 0 || check_group(&query, 0) < 0)
-        return refuse(exchange, &query.err);
+    if (query_read(exchange, parameters, &query) < 0)
+        return query_refuse(exchange, &query);
     struct job *job = make_job(exchange, ERRAND_NACK, query.values[0]);
     if (job == NULL)
         return exchange_problem(exchange, 503, "no memory for the request");
@@ -287,7 +267,11 @@ enum MHD_Result jobs_nack(struct exchange *exchange)
 
 enum MHD_Result jobs_remove(struct exchange *exchange)
 {
-    static const char *const names[] = {"channel", "group", NULL};
+    static const struct query_parameter parameters[] = {
+        {ONE("group"), .take = check_group, .needed = true},
+        {ONE("channel"), .take = check_channel, .needed = true},
+        {.name = NULL},
+    };
     struct query query;
 
     if (exchange->state != NULL)
@@ -295,17 +279,12 @@ enum MHD_Result jobs_remove(struct exchange *exchange)
     if (!exchange_origin_is_fine(exchange))
         return exchange_problem(exchange, MHD_HTTP_FORBIDDEN,
                                 "this origin may not do that; see [http] cors_origins");
-    if (read_query(exchange, names, &query) < 0 || check_group(&query, 1) < 0)
-        return refuse(exchange, &query.err);
-    if (query.values[0] == NULL)
-        return exchange_problem(exchange, MHD_HTTP_BAD_REQUEST,
-                                "the parameter channel is missing");
-    if (group_check_channel(query.values[0], query.lengths[0], &query.err) < 0)
-        return refuse(exchange, &query.err);
-    struct job *job = make_job(exchange, ERRAND_REMOVE, query.values[1]);
+    if (query_read(exchange, parameters, &query) < 0)
+        return query_refuse(exchange, &query);
+    struct job *job = make_job(exchange, ERRAND_REMOVE, query.values[0]);
     if (job == NULL)
         return exchange_problem(exchange, 503, "no memory for the request");
-    job->errand.channel = query.values[0];
+    job->errand.channel = query.values[1];
     return submit(exchange, job);
 }
 
@@ -397,7 +376,10 @@ static enum MHD_Result answer_result(struct exchange *exchange, struct asking *a
 
 enum MHD_Result jobs_result(struct exchange *exchange)
 {
-    static const char *const names[] = {"group", NULL};
+    static const struct query_parameter parameters[] = {
+        {ONE("group"), .take = check_group, .needed = true},
+        {.name = NULL},
+    };
     static const char sql[] =
         "SELECT pg_catalog.row_to_json(a), a.state FROM (SELECT $1::text AS id, "
         "$2::text AS \"group\", r.state, r.attempt, " UTC(
@@ -409,8 +391,8 @@ enum MHD_Result jobs_result(struct exchange *exchange)
 
     if (exchange->state != NULL)
         return answer_result(exchange, exchange->state);
-    if (read_query(exchange, names, &query) < 0 || check_group(&query, 0) < 0)
-        return refuse(exchange, &query.err);
+    if (query_read(exchange, parameters, &query) < 0)
+        return query_refuse(exchange, &query);
     if (event_id_parse(id, strcspn(id, "/"), &seq) < 0)
         return exchange_problem(exchange, MHD_HTTP_NOT_FOUND,
                                 "there is no event of that id");
@@ -426,7 +408,10 @@ enum MHD_Result jobs_result(struct exchange *exchange)
 
 enum MHD_Result jobs_groups(struct exchange *exchange)
 {
-    static const char *const names[] = {"channel", NULL};
+    static const struct query_parameter parameters[] = {
+        {ONE("channel"), .take = check_channel},
+        {.name = NULL},
+    };
     static const char sql[] =
         "SELECT pg_catalog.json_build_object('groups', coalesce("
         "pg_catalog.json_agg(pg_catalog.row_to_json(a)), '[]')) FROM (SELECT l.channel, "
@@ -446,10 +431,8 @@ enum MHD_Result jobs_groups(struct exchange *exchange)
     if (asking != NULL)
         return exchange_problem(exchange, MHD_HTTP_SERVICE_UNAVAILABLE, "%s",
                                 asking->question.err.text);
-    if (read_query(exchange, names, &query) < 0 ||
-        (query.values[0] != NULL &&
-         group_check_channel(query.values[0], query.lengths[0], &query.err) < 0))
-        return refuse(exchange, &query.err);
+    if (query_read(exchange, parameters, &query) < 0)
+        return query_refuse(exchange, &query);
     asking = make_asking(exchange, sql);
     if (asking == NULL)
         return exchange_problem(exchange, 503, "no memory for the request");
