@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 
 #include "clock.h"
+#include "common.h"
 #include "shard.h"
 #include "slowest.h"
 #include "units.h"
@@ -332,9 +333,23 @@ static enum MHD_Result answer(struct exchange *exchange, struct survey *survey)
     return exchange_text(exchange, MHD_HTTP_OK, "application/json", text);
 }
 
+/* *argument is made the name of a parameter that there is not. */
+static enum MHD_Result find_unknown(void *argument, enum MHD_ValueKind kind,
+                                    const char *name, const char *value)
+{
+    const char **unknown = argument;
+
+    (void)kind;
+    (void)value;
+    if (strcmp(name, "limit") != 0)
+        *unknown = name;
+    return MHD_YES;
+}
+
 enum MHD_Result slowest_list(struct exchange *exchange)
 {
     const char *header = stranger_header(exchange);
+    const char *unknown = NULL;
     uint64_t limit = SLOWEST_LIMIT_DEFAULT;
     size_t len;
     const char *wanted = exchange_query(exchange, "limit", &len);
@@ -352,6 +367,12 @@ enum MHD_Result slowest_list(struct exchange *exchange)
             "the streams are not shown to others: the request has the "
             "header %s",
             header);
+    (void)MHD_get_connection_values(exchange->mhd, MHD_GET_ARGUMENT_KIND, find_unknown,
+                                    &unknown);
+    if (unknown != NULL)
+        return exchange_problem(exchange, MHD_HTTP_BAD_REQUEST,
+                                "unknown parameter \"%.*s\"; there is limit",
+                                (int)event_text_cut(unknown, QUOTED_MAX), unknown);
     if (wanted != NULL &&
         (units_parse_count(wanted, &limit) < 0 || limit < 1 || limit > SLOWEST_LIMIT_MAX))
         return exchange_problem(exchange, MHD_HTTP_BAD_REQUEST,

@@ -212,6 +212,7 @@ def test_the_list_has_a_limit(gateway):
             assert (len(answer["streams"]), answer["total"]) == (count, 25)
         for wrong in ("0", "1001", "-1", "x", "", "1e2"):
             gateway.get(f"/streams?limit={wrong}").problem(400)
+        assert '"limt"' in gateway.get("/streams?limit=5&limt=5").problem(400)["detail"]
     gateway.wait_metric("pgsse_streams", 0)
     assert listed(gateway) == {"streams": [], "total": 0}
 
