@@ -37,6 +37,7 @@ struct connection {
     struct stats *stats; /* [const] */
     unsigned long requests; /* begun on it */
     size_t uri_len;         /* of the request line's URI as it came, up to a NUL in it */
+    bool uri_has_nul;       /* an escaped one, which http_unescape() has to replace */
     struct wheel_timer deadline;
     uint64_t until_usec; /* the deadline itself; the timer comes by before it */
 

@@ -176,6 +176,8 @@ static const char *request_fault(const struct exchange *exchange, const char *ve
         return soundness.fault;
     if (has_hidden_bytes(exchange, version, &soundness, header_len))
         return "the header has a NUL in it, or white space that it should not have";
+    if (exchange->connection->uri_has_nul)
+        return "the URL has a NUL (%00) in it";
     if (!http11 && strcmp(version, MHD_HTTP_VERSION_1_0) != 0)
         return "only HTTP/1.0 and HTTP/1.1 are spoken here";
     if (soundness.codings > 0 && soundness.lengths > 0)
@@ -195,6 +197,7 @@ void *http_begun(void *argument, const char *uri, struct MHD_Connection *mhd)
     if (connection != NULL) {
         connection->requests++;
         connection->uri_len = uri != NULL ? strlen(uri) : 0;
+        connection->uri_has_nul = uri != NULL && strstr(uri, "%00") != NULL;
     }
     return NULL; /* http_answer()'s *state at its first call */
 }
@@ -229,8 +232,8 @@ size_t http_unescape(void *argument, struct MHD_Connection *mhd, char *text)
             *out++ = *in;
             continue;
         }
-        /* A NUL would cut the text short and make it mean something else. A control
-         * character in its place is refused wherever it turns up. */
+        /* A NUL would cut the text short and make it mean something else. Whatever stands in
+         * its place, the request is refused before anybody looks at it. */
         *out++ = (char)(high * 16 + low != 0 ? high * 16 + low : 1);
         in += 2;
     }

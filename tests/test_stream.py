@@ -285,6 +285,13 @@ def test_what_can_never_match_is_400(gateway, query):
     gateway.get("/events?" + query).problem(400)
 
 
+@pytest.mark.parametrize("query", ["last_event_id=1%00", "channel=a%00b", "chan%00nel=a"])
+def test_an_escaped_nul_is_told_as_what_it_is(gateway, query):
+    assert "NUL (%00)" in gateway.get("/events?" + query).problem(400)["detail"]
+    with gateway.subscribe("c", parameters=[("last_event_id", "1%00")]) as stream:
+        assert json.loads(stream.next_event().data)["requested"] == "1%00"
+
+
 def test_very_many_channels_are_served_or_refused(gateway):
     target = "/events?" + "&".join(f"channel=c{number}" for number in range(300))
     stream = Stream(gateway.address, target=target)
