@@ -351,6 +351,35 @@ static int fail_key(const char *section, const char *key, const char *where,
                    key, section, known);
 }
 
+static void upper_case(char *text)
+{
+    for (; *text != '\0'; text++)
+        if (*text >= 'a' && *text <= 'z')
+            *text = (char)(*text - 'a' + 'A');
+}
+
+static void variable_name(const struct setting *setting, char *ret_name, size_t size)
+{
+    snprintf(ret_name, size, VARIABLE_PREFIX "%s_%s", setting->section, setting->key);
+    upper_case(ret_name);
+}
+
+int config_blame(const struct config *config, const char *section, const char *key,
+                 int code, struct err *err)
+{
+    const struct setting *setting = find_setting(section, key);
+    const size_t index = (size_t)(setting - settings);
+    char where[256] = "DATABASE_URL"; /* no other default can be wrong */
+
+    if (config->origin[index] == ORIGIN_COMMAND_LINE)
+        snprintf(where, sizeof(where), "--set %s.%s", section, key);
+    else if (config->origin[index] == ORIGIN_ENVIRONMENT)
+        variable_name(setting, where, sizeof(where));
+    else if (config->origin[index] == ORIGIN_INI)
+        snprintf(where, sizeof(where), "%.200s:%u", config->file, config->line[index]);
+    return err_prefix(err, code, "%s: [%s] %s", where, section, key);
+}
+
 /* ---- the three sources ---- */
 
 int config_set(struct config *config, const char *assignment, struct err *err)
@@ -375,20 +404,11 @@ int config_set(struct config *config, const char *assignment, struct err *err)
     return assign(config, setting, equals + 1, ORIGIN_COMMAND_LINE, where, err);
 }
 
-static void upper_case(char *text)
-{
-    for (; *text != '\0'; text++)
-        if (*text >= 'a' && *text <= 'z')
-            *text = (char)(*text - 'a' + 'A');
-}
-
 static const struct setting *find_variable(const char *variable, size_t len)
 {
     for (size_t i = 0; i < SETTING_COUNT; i++) {
         char name[80];
-        snprintf(name, sizeof(name), VARIABLE_PREFIX "%s_%s", settings[i].section,
-                 settings[i].key);
-        upper_case(name);
+        variable_name(&settings[i], name, sizeof(name));
         if (strlen(name) == len && memcmp(name, variable, len) == 0)
             return &settings[i];
     }
@@ -541,6 +561,7 @@ static int fill_gaps(struct config *config, const char *repository,
                            "DATABASE_URL: must be text without control "
                            "characters");
         code = replace_text(&config->database.dsn, url, err);
+        config->origin[find_setting("database", "dsn") - settings] = ORIGIN_DEFAULT;
     }
     if (code == 0 && *config->database.listen_dsn == '\0')
         code = replace_text(&config->database.listen_dsn, config->database.dsn, err);

@@ -101,6 +101,11 @@ int config_load(struct config *config, const char *path, char *const environment
 /* The effective settings in ini form, with units, passwords masked. -ENOMEM, -EIO. */
 int config_print(const struct config *config, FILE *file) MUST_CHECK;
 
+/* A room would not have that setting's value: puts before its reason where the value comes from,
+ * and the setting. Returns `code`. */
+int config_blame(const struct config *config, const char *section, const char *key,
+                 int code, struct err *err);
+
 /* How many shards to start: as set, or one per online CPU, at most 64. */
 unsigned config_shards(const struct config *config);
 

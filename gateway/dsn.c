@@ -52,9 +52,44 @@ static void put_settings(struct keywords *keywords, const struct dsn_settings *s
     put(keywords, "client_encoding", "UTF8");
 }
 
-/* libpq quotes the piece it stumbled over, which may be a piece of a password. */
+/* Is one letter of the name wrong, missing or too many in the word, or are two of them changed
+ * about? */
+static bool is_misspelt(const char *name, const char *word, size_t len)
+{
+    const size_t name_len = strlen(name);
+    size_t head = 0, tail = 0;
+
+    while (head < len && head < name_len && word[head] == name[head])
+        head++;
+    while (tail < len - head && tail < name_len - head &&
+           word[len - 1 - tail] == name[name_len - 1 - tail])
+        tail++;
+    const size_t left = len - head - tail, name_left = name_len - head - tail;
+    return (left <= 1 && name_left <= 1) ||
+           (left == 2 && name_left == 2 && word[head] == name[head + 1] &&
+            word[head + 1] == name[head]);
+}
+
+/* The setting that is meant by the word that libpq has quoted; NULL: none seems to be. */
+static const char *meant_by(const char *message, const PQconninfoOption *options)
+{
+    const char *word = message != NULL ? strchr(message, '"') : NULL;
+    const char *end = word != NULL ? strchr(word + 1, '"') : NULL;
+
+    for (; end != NULL && options != NULL && options->keyword != NULL; options++) {
+        if (strlen(options->keyword) > 3 &&
+            is_misspelt(options->keyword, word + 1, (size_t)(end - word - 1)))
+            return options->keyword;
+    }
+    return NULL;
+}
+
+/* libpq quotes the piece it stumbled over, which may be a piece of a password: what is said
+ * instead is a setting's name. */
 static int unreadable(const char *message, struct err *err)
 {
+    PQconninfoOption *options = PQconndefaults();
+    const char *meant = meant_by(message, options);
     char text[200];
     size_t len = 0;
     bool quoted = false;
@@ -74,8 +109,12 @@ static int unreadable(const char *message, struct err *err)
         }
     }
     text[len] = '\0';
-    return err_set(err, -EINVAL, "the database's connection string cannot be read: %s",
-                   text);
+    (void)err_set(err, -EINVAL,
+                  "the database's connection string cannot be read: %s%s%s%s", text,
+                  meant != NULL ? " (is \"" : "", meant != NULL ? meant : "",
+                  meant != NULL ? "\" meant?)" : "");
+    PQconninfoFree(options);
+    return -EINVAL;
 }
 
 /* The same question that libpq asks: a connection string, or the name of a database? */

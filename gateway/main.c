@@ -106,17 +106,17 @@ static int check_values(const struct config *config, struct err *err)
     int result = sockets_check(config->http.listen, err);
 
     if (result < 0)
-        return err_prefix(err, result, "[http] listen");
+        return config_blame(config, "http", "listen", result, err);
     result = dsn_check(config->database.dsn, err);
     if (result < 0)
-        return err_prefix(err, result, "[database] dsn");
+        return config_blame(config, "database", "dsn", result, err);
     result = dsn_check(config->database.listen_dsn, err);
     if (result < 0)
-        return err_prefix(err, result, "[database] listen_dsn");
+        return config_blame(config, "database", "listen_dsn", result, err);
 
     result = relay_check(config->channels.relay, err);
     if (result < 0)
-        return err_prefix(err, result, "[channels] relay");
+        return config_blame(config, "channels", "relay", result, err);
 
     struct page *page = page_new(config->http.static_dir, err);
     if (page == NULL)
@@ -169,6 +169,20 @@ static int run_command(const struct config *config, char *const words[], int cou
     return usage("unknown command ", command);
 }
 
+/* What getopt() stumbled over is the word before the next, or a letter of one. */
+static int complain_of_option(int option, char *const argv[])
+{
+    const char letter[] = {'-', (char)optopt, '\0'};
+    const char *word = argv[optind - 1];
+    const bool is_long = strncmp(word, "--", 2) == 0;
+
+    if (option == ':')
+        return usage("this option needs a value: ", is_long ? word : letter);
+    if (is_long && optopt != 0)
+        return usage("this option takes no value: ", word);
+    return usage("unknown option ", optopt == 0 ? word : letter);
+}
+
 /* -1: go on; otherwise the exit status. */
 static int read_options(int argc, char *argv[], struct config *config,
                         const char **ret_file)
@@ -182,7 +196,9 @@ static int read_options(int argc, char *argv[], struct config *config,
     };
     struct err err;
 
-    for (int option; (option = getopt_long(argc, argv, "c:s:Vh", options, NULL)) != -1;) {
+    opterr = 0;
+    for (int option;
+         (option = getopt_long(argc, argv, ":c:s:Vh", options, NULL)) != -1;) {
         switch (option) {
         case 'c':
             *ret_file = optarg;
@@ -198,7 +214,7 @@ static int read_options(int argc, char *argv[], struct config *config,
             (void)fputs(help_text, stdout);
             return EXIT_DONE;
         default:
-            return EXIT_USAGE; /* getopt has said what is wrong */
+            return complain_of_option(option, argv);
         }
     }
     return -1;

@@ -149,6 +149,8 @@ static int open_sockets(struct serve *serve, struct err *err)
         return 0;
 
     const int result = sockets_open(serve->config->http.listen, &serve->sockets, err);
+    if (result == -EINVAL)
+        return config_blame(serve->config, "http", "listen", result, err);
     if (result < 0)
         return result;
     serve->listen_fd_count = sockets_count(serve->sockets);
@@ -206,7 +208,7 @@ static int build_relay(struct serve *serve, struct err *err)
         return 0;
     const int result = relay_check(config->channels.relay, err);
     if (result < 0)
-        return err_prefix(err, result, "[channels] relay");
+        return config_blame(config, "channels", "relay", result, err);
     serve->relay = relay_new(&(struct relay_settings){
         .patterns = config->channels.relay,
         .channels_max = config->channels.relay_max_count,

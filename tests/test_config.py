@@ -280,6 +280,27 @@ def test_a_wrong_command_line_is_a_usage_error(command, arguments, word):
     done = command(*arguments)
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert word in done.stderr and done.stdout == ""
+    assert "--help" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words, name", [("serve", "PGSSE_HTTP_LISTEN"),
+                                         ("check-config", "PGSSE_HTTP_LISTEN")])
+def test_a_value_that_no_room_takes_is_told_with_where_it_stands(command, words, name):
+    done = command(words, settings={}, env={name: "nowhere"})
+    assert done.returncode == 2
+    assert f"{name}: [http] listen: 'nowhere'" in done.stderr
+    done = command(words, settings={"http.listen": "elsewhere"})
+    assert re.search(r"gateway\.ini:[0-9]+: \[http\] listen: 'elsewhere'", done.stderr)
+
+
+@pytest.mark.parametrize("dsn, meant", [
+    ("postgresql:///app?sslmod=disable", "sslmode"), ("hots=/tmp", "host"),
+    ("host=h passwrd=s3cret", "password"), ("postgresql:///app?s3cret=1", None)])
+def test_a_misspelt_word_of_the_dsn_is_told_by_what_is_meant(command, dsn, meant):
+    done = command("check-config", settings={}, env={"DATABASE_URL": dsn})
+    assert done.returncode == 2
+    assert "DATABASE_URL: [database] dsn: " in done.stderr and "s3cret" not in done.stderr
+    assert (f'(is "{meant}" meant?)' in done.stderr) if meant else "meant" not in done.stderr
 
 
 def test_the_ini_text_of_the_harness_is_what_it_should_be():
