@@ -450,7 +450,7 @@ static int run_up(struct run *run, struct err *err)
             continue;
         }
         if (first && run->out != NULL)
-            (void)fprintf(run->out, "nothing to do: the database is at version %ld\n",
+            (void)fprintf(run->out, "the database is up to date, at version %ld\n",
                           run->applied);
         return 0;
     }

@@ -99,7 +99,7 @@ static void up_down_and_status_tell_what_they_did(void **state)
                               "0002  two                       not applied\n"
                               "applied 0001_one\n"
                               "applied 0002_two\n"
-                              "nothing to do: the database is at version 2\n"
+                              "the database is up to date, at version 2\n"
                               "took back 0002_two\n"
                               "took back 0001_one\n");
     free(text);
