@@ -39,6 +39,18 @@ static int weigh(struct dealer *dealer, int r, const char *what, struct err *err
     return statement_weigh(&dealer->refusals, r, dealer->database, what, err);
 }
 
+static bool is_leaving(const struct member *member)
+{
+    return atomic_load_explicit(&member->leaving, memory_order_relaxed);
+}
+
+/* Nothing more is dealt to it. */
+static void end_holder(struct member *holder)
+{
+    atomic_store_explicit(&holder->leaving, true, memory_order_relaxed);
+    enrolment_of(holder)->end(enrolment_of(holder));
+}
+
 /* ---- the connection ---- */
 
 void dealer_is_cut_off(struct dealer *dealer)
@@ -51,10 +63,8 @@ void dealer_is_cut_off(struct dealer *dealer)
         group->locked = false;
         group->holder = NULL;
         group->ticked = true; /* the next one's turn, as soon as there is a connection */
-        if (holder == NULL)
-            continue;
-        atomic_store_explicit(&holder->leaving, true, memory_order_relaxed);
-        enrolment_of(holder)->end(enrolment_of(holder));
+        if (holder != NULL)
+            end_holder(holder);
     }
 }
 
@@ -240,6 +250,9 @@ static void deal(struct dealer *dealer, struct group *group, const PGresult *res
     if (member == NULL) {
         sse_frame_free(frame);
         give_back(dealer, id, group->name);
+        /* To a holder it would come behind later ones: the next one begins with it. */
+        if (group->holder != NULL && !is_leaving(group->holder))
+            end_holder(group->holder);
         return;
     }
     atomic_fetch_add_explicit(&member->unsent_bytes, sse_frame_weight(frame),
@@ -301,8 +314,7 @@ static int claim_all(struct dealer *dealer, struct err *err)
 static struct member *next_holder(const struct group *group)
 {
     for (struct member *member = group->members; member != NULL; member = member->next) {
-        if (member->exclusive &&
-            !atomic_load_explicit(&member->leaving, memory_order_relaxed))
+        if (member->exclusive && !is_leaving(member))
             return member;
     }
     return NULL;

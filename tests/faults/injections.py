@@ -141,9 +141,8 @@ def furnish_memory(world):
     os.environ.update({"LD_PRELOAD": str(library), "FAILING_MEMORY": str(path)})
 
 
-# A lease for whose renewal there is no memory ends: what its holder has comes to it again.
 @fault("memory runs out in the gateways: every n-th allocation fails", turns=4,
-       furnish=furnish_memory, steady=False, extra_seconds=8)
+       furnish=furnish_memory, extra_seconds=8)
 def memory_used_up(world, turn):
     before = world.memory.fail_every((1000, 100, 20, 3)[turn % 4])
     yield 2.0

@@ -164,6 +164,82 @@ static void without_memory_who_leaves_is_no_obstacle(void **state)
     }
 }
 
+struct heir {
+    struct enrolment enrolment;
+    uint64_t last;
+    bool disordered;
+    bool ended;
+};
+
+static void on_heir_deal(struct enrolment *enrolment, struct sse_frame *frame)
+{
+    struct heir *heir = CONTAINER_OF(enrolment, struct heir, enrolment);
+
+    heir->disordered = heir->disordered || frame->seq <= heir->last;
+    heir->last = frame->seq;
+    on_deal(enrolment, frame);
+}
+
+static void on_heir_end(struct enrolment *enrolment)
+{
+    CONTAINER_OF(enrolment, struct heir, enrolment)->ended = true;
+}
+
+static void come(struct world *world, struct heir *heir)
+{
+    *heir = (struct heir){.last = 0};
+    join(world, &heir->enrolment, true);
+    heir->enrolment.deal = on_heir_deal;
+    heir->enrolment.end = on_heir_end;
+}
+
+/* Whose stream ends leaves, and comes back. */
+static bool turn_until_in_hand(struct world *world, struct heir *heir, size_t count)
+{
+    struct err err = {0};
+
+    if (heir->ended) {
+        dealer_dismiss(&world->dealer, &heir->enrolment);
+        come(world, heir);
+    }
+    if (dealer_turn(&world->dealer, &err) < 0) {
+        dealer_is_cut_off(&world->dealer);
+        connect_anew(world);
+    }
+    return !heir->ended && roster_in_hand(world->dealer.roster) == count;
+}
+
+/* The n-th allocation of a turn in which twenty are claimed fails: what cannot be dealt does not
+ * come to the holder behind later ones. */
+static void without_memory_a_holder_still_has_all_in_order(void **state)
+{
+    struct world *world = *state;
+    struct heir heir;
+    struct err err = {0};
+    bool failed = true;
+
+    for (unsigned nth = 1; failed; nth++) {
+        come(world, &heir);
+        WAIT_FOR(turn_until_in_hand(world, &heir, 0) &&
+                 heir.enrolment.member.group->holder != NULL);
+        publish(world, 20);
+        dealer_begins_anew(&world->dealer);
+        failing_malloc_begin(nth);
+        const int r = dealer_turn(&world->dealer, &err);
+        failed = failing_malloc_end();
+        if (r < 0) {
+            dealer_is_cut_off(&world->dealer);
+            connect_anew(world);
+        }
+        WAIT_FOR(turn_until_in_hand(world, &heir, 20));
+        assert_false(heir.disordered);
+        dealer_dismiss(&world->dealer, &heir.enrolment);
+        WAIT_FOR(dealer_turn(&world->dealer, &err) == 0);
+        pg_run(world->pg.conn,
+               "DELETE FROM gateway.deliveries; DELETE FROM gateway.events");
+    }
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
 
 int main(void)
@@ -172,6 +248,7 @@ int main(void)
         TEST(however_many_leave_at_once_all_is_given_back),
         TEST(a_holder_has_all_called_back_before_it_begins),
         TEST(without_memory_who_leaves_is_no_obstacle),
+        TEST(without_memory_a_holder_still_has_all_in_order),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
