@@ -4,8 +4,8 @@
 
 #include "poller.h"
 
-/* Small, so that whoever is live gets its turn while many others come. */
-#define BATCH 64
+/* Small, so that its owner can look at the clock while many are ready. */
+#define BATCH 16
 
 struct poller {
     int fd;
@@ -69,7 +69,7 @@ void poller_remove(struct poller *poller, struct poller_source *source)
     }
 }
 
-void poller_wait(struct poller *poller, int timeout_msec)
+bool poller_wait(struct poller *poller, int timeout_msec)
 {
     const int count = epoll_wait(poller->fd, poller->events, BATCH, timeout_msec);
 
@@ -81,4 +81,10 @@ void poller_wait(struct poller *poller, int timeout_msec)
             source->ready(source, poller->events[i].events);
     }
     poller->event_count = 0;
+    return count == BATCH;
+}
+
+int poller_fd(const struct poller *poller)
+{
+    return poller->fd;
 }

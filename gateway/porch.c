@@ -5,9 +5,11 @@
 #include "log.h"
 #include "porch.h"
 
-/* One turn of the loop takes no more than this from each listening socket: newcomers cost more
- * than an event for one who is there. */
-#define ACCEPT_BATCH 16
+/* One turn of the loop takes no more from each listening socket, and no more once so much time has
+ * gone by. Enough that thousands who come at once find a place in the kernel's queue: who finds
+ * none tries again a second later, and then three. */
+#define ACCEPT_BATCH 128
+#define ACCEPT_USEC  USEC_PER_MSEC
 
 /* Out of descriptors: the time until accepting is tried again, and until the log is told
  * again. */
@@ -76,9 +78,10 @@ static void listening_ready(struct poller_source *source, uint32_t events)
 {
     struct listening *listening = CONTAINER_OF(source, struct listening, source);
     struct porch *porch = listening->porch;
+    const uint64_t until = clock_usec() + ACCEPT_USEC;
 
     (void)events;
-    for (int i = 0; i < ACCEPT_BATCH; i++) {
+    for (int i = 0; i < ACCEPT_BATCH && clock_usec() < until; i++) {
         struct sockaddr_storage address = {0};
         socklen_t address_len = sizeof(address);
         const int fd = accept4(listening->fd, (struct sockaddr *)&address, &address_len,

@@ -32,7 +32,7 @@
 #define OTHER_FDS(shards) (64 + 16 * (shards) + SHARD_SURPLUS_MAX)
 
 /* Connections that have not said anything yet. */
-#define GUESTS_MAX ((size_t)2048)
+#define GUESTS_MAX ((size_t)8192)
 
 /* Connections that read, and who may wait for one with a question about one event. */
 #define READERS          2

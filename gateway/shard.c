@@ -16,6 +16,10 @@
 /* A drain begins: the time that those in the lobby have for their first header. */
 #define LOBBY_GRACE_USEC (500 * USEC_PER_MSEC)
 
+/* In one turn its connections have no more time than this, however many of them are ready: those
+ * who come in a crowd wait for the next event, not the next event for them. */
+#define CROWD_USEC USEC_PER_MSEC
+
 /* libmicrohttpd is run until it has nothing to do, but for others' sake not for ever. */
 #define RUNS_MAX 16
 
@@ -49,8 +53,11 @@ struct shard {
     struct mail stop_mail;  /* [main] until posted */
     _Atomic size_t load;    /* [atomic] connections */
     _Atomic size_t guests;  /* [atomic] in the lobby; lowered once a turn */
+    _Atomic size_t parcels; /* [atomic] descriptors on their way to it */
     struct ring_reader *reader;
-    struct poller *poller;
+    struct poller
+        *poller; /* what nobody's crowd keeps waiting, and the crowd as one of it */
+    struct poller *crowd; /* guests and streams */
     struct wheel *wheel;
     struct porch *porch;
     struct lobby *lobby;
@@ -59,6 +66,8 @@ struct shard {
     struct wheel_timer lobby_closes;
     struct poller_source mailbox_source;
     struct poller_source ring_source;
+    struct poller_source crowd_source;
+    bool crowd_is_ready;
     struct connection *connections;
     bool draining;
     bool stopping;
@@ -67,13 +76,12 @@ struct shard {
 struct shards {
     struct shard_settings settings; /* [const] */
     _Atomic size_t connections;     /* [atomic] over all shards */
-    _Atomic size_t parcels; /* [atomic] descriptors on their way to another shard */
-    _Atomic unsigned closed_count; /* [atomic] shards that accept nobody any more */
-    _Atomic uint64_t spread_usec;  /* [atomic] written before drain_mail is posted */
-    struct shard *shards;          /* [const] */
-    struct tours *tours;           /* [const] */
-    struct fanout_lags *lags;      /* [const] */
-    unsigned count;                /* [const] */
+    _Atomic unsigned closed_count;  /* [atomic] shards that accept nobody any more */
+    _Atomic uint64_t spread_usec;   /* [atomic] written before drain_mail is posted */
+    struct shard *shards;           /* [const] */
+    struct tours *tours;            /* [const] */
+    struct fanout_lags *lags;       /* [const] */
+    unsigned count;                 /* [const] */
 };
 
 /* A descriptor on its way to another shard. */
@@ -103,11 +111,19 @@ static void let_in(struct shard *shard, int fd, const struct sockaddr_storage *a
 static void parcel_delivered(struct mail *mail)
 {
     struct parcel *parcel = CONTAINER_OF(mail, struct parcel, mail);
-    struct shards *all = parcel->shard->all;
+    struct shard *shard = parcel->shard;
 
-    let_in(parcel->shard, parcel->fd, &parcel->address, parcel->address_len);
+    let_in(shard, parcel->fd, &parcel->address, parcel->address_len);
     free(parcel);
-    atomic_fetch_sub_explicit(&all->parcels, 1, memory_order_release);
+    atomic_fetch_sub_explicit(&shard->parcels, 1, memory_order_release);
+}
+
+/* Who is there, and who is on the way. */
+static size_t load_of(const struct shard *shard)
+{
+    return atomic_load_explicit(&shard->load, memory_order_relaxed) +
+           atomic_load_explicit(&shard->guests, memory_order_relaxed) +
+           atomic_load_explicit(&shard->parcels, memory_order_relaxed);
 }
 
 /* Long-lived connections stay where they first come to, so each goes to the shard that
@@ -116,11 +132,11 @@ static void parcel_delivered(struct mail *mail)
 static struct shard *least_loaded(struct shard *self)
 {
     struct shard *best = self;
-    size_t best_load = atomic_load_explicit(&self->load, memory_order_relaxed);
+    size_t best_load = load_of(self);
 
     for (unsigned i = 0; i < self->all->count; i++) {
         struct shard *shard = &self->all->shards[i];
-        const size_t load = atomic_load_explicit(&shard->load, memory_order_relaxed);
+        const size_t load = load_of(shard);
 
         if (load < best_load) {
             best = shard;
@@ -154,7 +170,7 @@ static void somebody_came(void *argument, int fd, const struct sockaddr_storage 
         .address_len = address_len,
         .address = *address,
     };
-    atomic_fetch_add_explicit(&self->all->parcels, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&shard->parcels, 1, memory_order_relaxed);
     mailbox_post(&shard->mailbox, &parcel->mail);
 }
 
@@ -339,6 +355,33 @@ static bool run_daemons(struct shard *shard)
 
 /* -- the loop -- */
 
+static void crowd_ready(struct poller_source *source, uint32_t events)
+{
+    (void)events;
+    CONTAINER_OF(source, struct shard, crowd_source)->crowd_is_ready = true;
+}
+
+/* Those who are left over are reported in the next turn, behind news, mail and newcomers. */
+static void serve_crowd(struct shard *shard)
+{
+    if (!shard->crowd_is_ready)
+        return;
+    shard->crowd_is_ready = false;
+    const uint64_t until = clock_usec() + CROWD_USEC;
+    while (poller_wait(shard->crowd, 0) && clock_usec() < until) {
+    }
+}
+
+static void sleep_until_something(struct shard *shard)
+{
+    if (!ring_sleep(shard->reader, fanout_position(shard->fanout)))
+        return;
+    const int timeout = clock_timeout_msec(wheel_next_usec(shard->wheel));
+    (void)poller_wait(shard->poller,
+                      timeout < 0 ? SLEEP_MAX_MSEC : MIN(timeout, SLEEP_MAX_MSEC));
+    ring_awake(shard->reader);
+}
+
 static void take_turn(struct shard *shard)
 {
     const uint64_t now = clock_usec();
@@ -354,16 +397,11 @@ static void take_turn(struct shard *shard)
     atomic_store_explicit(&shard->guests, lobby_count(shard->lobby),
                           memory_order_release);
 
-    if (more_events || more_work) {
-        poller_wait(shard->poller, 0);
-        return;
-    }
-    if (!ring_sleep(shard->reader, fanout_position(shard->fanout)))
-        return;
-    const int timeout = clock_timeout_msec(wheel_next_usec(shard->wheel));
-    poller_wait(shard->poller,
-                timeout < 0 ? SLEEP_MAX_MSEC : MIN(timeout, SLEEP_MAX_MSEC));
-    ring_awake(shard->reader);
+    if (more_events || more_work)
+        (void)poller_wait(shard->poller, 0);
+    else
+        sleep_until_something(shard);
+    serve_crowd(shard);
 }
 
 static void lobby_closes(struct wheel_timer *timer)
@@ -453,10 +491,13 @@ static int make_rooms(struct shard *shard, struct err *err)
     shard->poller = poller_new(err);
     if (shard->poller == NULL)
         return -ENOMEM;
+    shard->crowd = poller_new(err);
+    if (shard->crowd == NULL)
+        return -ENOMEM;
     shard->wheel = wheel_new(clock_usec());
     shard->fanout = fanout_new(&(struct fanout_settings){
         .reader = shard->reader,
-        .poller = shard->poller,
+        .poller = shard->crowd,
         .stats = settings->stats,
         .timing = settings->timing,
         .replay = settings->replay,
@@ -470,7 +511,7 @@ static int make_rooms(struct shard *shard, struct err *err)
     if (shard->wheel == NULL || shard->fanout == NULL)
         return err_set(err, -ENOMEM, "no memory for a shard");
     shard->lobby = lobby_new(&(struct lobby_settings){
-        .poller = shard->poller,
+        .poller = shard->crowd,
         .wheel = shard->wheel,
         .stats = settings->stats,
         .header_max = settings->header_max,
@@ -498,12 +539,16 @@ static int watch_sources(struct shard *shard, struct err *err)
     shard->lobby_closes.fire = lobby_closes;
     shard->mailbox_source = POLLER_SOURCE(mail_came);
     shard->ring_source = POLLER_SOURCE(ring_rang);
+    shard->crowd_source = POLLER_SOURCE(crowd_ready);
 
     int result = poller_add(shard->poller, &shard->mailbox_source,
                             mailbox_fd(&shard->mailbox), EPOLLIN);
     if (result == 0)
         result = poller_add(shard->poller, &shard->ring_source,
                             ring_reader_fd(shard->reader), EPOLLIN);
+    if (result == 0)
+        result = poller_add(shard->poller, &shard->crowd_source, poller_fd(shard->crowd),
+                            EPOLLIN);
     if (result == 0)
         result = porch_open(shard->porch);
     if (result < 0)
@@ -545,6 +590,7 @@ static void shard_done(struct shard *shard)
     fanout_free(shard->fanout);
     porch_free(shard->porch);
     wheel_free(shard->wheel);
+    poller_free(shard->crowd);
     poller_free(shard->poller);
     mailbox_done(&shard->mailbox);
 }
@@ -608,11 +654,13 @@ size_t shards_connections(const struct shards *shards)
  * connection likewise. Each acquire meets the release of that step. */
 bool shards_are_empty(const struct shards *shards)
 {
-    size_t guests = 0;
+    size_t parcels = 0, guests = 0;
 
-    if (atomic_load_explicit(&shards->closed_count, memory_order_acquire) <
-            shards->count ||
-        atomic_load_explicit(&shards->parcels, memory_order_acquire) > 0)
+    if (atomic_load_explicit(&shards->closed_count, memory_order_acquire) < shards->count)
+        return false;
+    for (unsigned i = 0; i < shards->count; i++)
+        parcels += atomic_load_explicit(&shards->shards[i].parcels, memory_order_acquire);
+    if (parcels > 0)
         return false;
     for (unsigned i = 0; i < shards->count; i++)
         guests += atomic_load_explicit(&shards->shards[i].guests, memory_order_acquire);

@@ -12,8 +12,10 @@
  *        work               everything else: waking a POST walks a daemon's whole list of
  *                           sleepers, so streams sleep in other daemons
  *
- * The loop: time, mail, sockets, libmicrohttpd, a round of the fan-out; then it sleeps on
- * its epoll set alone.
+ * The loop: time, a round of the fan-out, libmicrohttpd, mail, newcomers, and a while for the
+ * sockets that are ready; with nothing left to do it sleeps on its epoll set alone. Guests and
+ * streams are an epoll set of their own within it, and are served for a millisecond a turn: when
+ * thousands come at once, neither an event nor a request waits behind them all.
  *
  * Always true: nothing of a connection is ever touched by another thread than its shard's.
  *

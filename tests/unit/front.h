@@ -47,17 +47,19 @@
     } while (0)
 
 struct front_settings {
-    size_t ring_bytes;         /* 0: 64 MiB */
-    uint64_t heartbeat_usec;   /* 0: never, to all intents */
-    uint64_t idle_close_usec;  /* 0: likewise */
-    uint64_t max_age_usec;     /* 0: never */
-    uint64_t header_time_usec; /* 0: 10 s */
-    size_t connections_max;    /* 0: 100 */
-    unsigned shards;           /* 0: 1 */
-    bool not_started;          /* ring_start() is the test's */
-    const char *dsn;           /* of the readers; NULL: there is no database */
-    uint64_t seq;              /* where the ring begins; 0: 100 */
-    const char *relay;         /* channels that are relayed; NULL: none */
+    size_t ring_bytes;                /* 0: 64 MiB */
+    uint64_t heartbeat_usec;          /* 0: never, to all intents */
+    uint64_t idle_close_usec;         /* 0: likewise */
+    uint64_t max_age_usec;            /* 0: never */
+    uint64_t header_time_usec;        /* 0: 10 s */
+    size_t connections_max;           /* 0: 100 */
+    size_t guests_max;                /* 0: 64 */
+    unsigned shards;                  /* 0: 1 */
+    bool not_started;                 /* ring_start() is the test's */
+    const char *dsn;                  /* of the readers; NULL: there is no database */
+    MHD_AccessHandlerCallback answer; /* NULL: http_answer() */
+    uint64_t seq;                     /* where the ring begins; 0: 100 */
+    const char *relay;                /* channels that are relayed; NULL: none */
 };
 
 struct front {
@@ -211,10 +213,10 @@ FRONT_UNUSED static void front_open(struct front *front,
                        .max_age_usec = OR(settings->max_age_usec, CLOCK_NEVER),
                        .idle_close_usec = OR(settings->idle_close_usec, long_usec)},
             .header_max = 16 * KIB,
-            .guests_max = 64,
+            .guests_max = OR(settings->guests_max, 64),
             .header_time_usec = OR(settings->header_time_usec, 10 * USEC_PER_SEC),
             .connections_max = OR(settings->connections_max, 100),
-            .answer = http_answer,
+            .answer = settings->answer != NULL ? settings->answer : http_answer,
             .completed = http_completed,
             .unescape = http_unescape,
             .begun = http_begun,

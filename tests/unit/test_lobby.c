@@ -91,7 +91,7 @@ static int enter(struct house *house)
 static void say(struct house *house, int fd, const char *bytes, size_t len)
 {
     assert_int_equal(send(fd, bytes, len, MSG_NOSIGNAL), (ssize_t)len);
-    poller_wait(house->poller, 0);
+    (void)poller_wait(house->poller, 0);
 }
 
 /* Its connection has been closed, after this answer ("" for none). */
@@ -403,7 +403,7 @@ static void who_has_said_everything_is_not_turned_out(void **state)
     }
     assert_int_equal(house->arrivals, GUESTS_MAX - 1);
     assert_int_equal(lobby_count(house->lobby), GUESTS_MAX);
-    poller_wait(house->poller, 0);
+    (void)poller_wait(house->poller, 0);
     assert_int_equal(house->arrivals, ARRAY_SIZE(fds) - 1);
     assert_int_equal(lobby_count(house->lobby), 0);
     for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
@@ -418,7 +418,7 @@ static void who_leaves_is_forgotten(void **state)
         const int fd = enter(house);
 
         (void)close(fd);
-        poller_wait(house->poller, 0);
+        (void)poller_wait(house->poller, 0);
     }
     assert_int_equal(stats_counter_value(house->stats, STATS_CONNECTIONS_EXPIRED), 0);
     assert_true(wheel_next_usec(house->wheel) == CLOCK_NEVER);
@@ -439,7 +439,7 @@ static void who_will_not_say_the_rest_is_let_go(void **state)
     (void)shutdown(cut_short, SHUT_WR);
     assert_int_equal(send(done, "GET / HTTP/1.1\r\n\r\n", 18, MSG_NOSIGNAL), 18);
     (void)shutdown(done, SHUT_WR);
-    poller_wait(house->poller, 0);
+    (void)poller_wait(house->poller, 0);
     assert_int_equal(lobby_count(house->lobby), 0);
     assert_int_equal(house->arrivals, 1);
     assert_int_equal(house->first_len, 18);
@@ -460,7 +460,7 @@ static void who_leaves_in_the_middle_is_let_go(void **state)
 
     assert_int_equal(send(fd, "GET / HTTP/1.1\r\n", 16, MSG_NOSIGNAL), 16);
     (void)shutdown(fd, SHUT_WR);
-    poller_wait(house->poller, 0);
+    (void)poller_wait(house->poller, 0);
     assert_int_equal(lobby_count(house->lobby), 0);
     assert_int_equal(house->arrivals, 0);
     (void)close(fd);
