@@ -361,14 +361,24 @@ static void crowd_ready(struct poller_source *source, uint32_t events)
     CONTAINER_OF(source, struct shard, crowd_source)->crowd_is_ready = true;
 }
 
-/* Those who are left over are reported in the next turn, behind news, mail and newcomers. */
+static bool has_work(const struct shard *shard)
+{
+    for (size_t kind = 0; kind < DAEMON_COUNT; kind++) {
+        if (shard->daemons[kind].pending)
+            return true;
+    }
+    return false;
+}
+
+/* Those who are left over are reported in the next turn, behind news, mail and newcomers. A guest
+ * who is handed on has cost little yet, and will cost libmicrohttpd much: that counts, too. */
 static void serve_crowd(struct shard *shard)
 {
     if (!shard->crowd_is_ready)
         return;
     shard->crowd_is_ready = false;
     const uint64_t until = clock_usec() + CROWD_USEC;
-    while (poller_wait(shard->crowd, 0) && clock_usec() < until) {
+    while (poller_wait(shard->crowd, 0) && !has_work(shard) && clock_usec() < until) {
     }
 }
 
