@@ -407,8 +407,18 @@ int ring_reader_fd(const struct ring_reader *reader)
     return reader->fd;
 }
 
+/* What has not come yet will wake a sleep for nothing, and be taken before the next. */
+static void take_rings(struct ring_reader *reader)
+{
+    uint64_t count;
+
+    if (reader->owed > 0 && read(reader->fd, &count, sizeof(count)) == sizeof(count))
+        reader->owed -= MIN(reader->owed, count);
+}
+
 bool ring_sleep(struct ring_reader *reader, uint64_t position)
 {
+    take_rings(reader);
     atomic_store_explicit(&reader->asleep, true, memory_order_seq_cst);
 
     /* Look again after lying down: a push before the line above was made for someone
@@ -423,12 +433,7 @@ bool ring_sleep(struct ring_reader *reader, uint64_t position)
 
 void ring_awake(struct ring_reader *reader)
 {
-    uint64_t count;
-
     /* Cleared already: ring_wake() was here, and has rung or is about to. */
     if (!atomic_exchange_explicit(&reader->asleep, false, memory_order_seq_cst))
         reader->owed++;
-    /* What has not come yet will wake a sleep for nothing, and be taken then. */
-    if (reader->owed > 0 && read(reader->fd, &count, sizeof(count)) == sizeof(count))
-        reader->owed -= MIN(reader->owed, count);
 }

@@ -124,12 +124,13 @@ uint64_t ring_floor(const struct ring_reader *reader);
 /* The eventfd a sleeping reader is woken by, readable after ring_wake(). */
 int ring_reader_fd(const struct ring_reader *reader);
 
-/* "I lie down": true if there is nothing at or after `position`, and then the next
- * ring_wake() makes the descriptor readable. false: look again, do not sleep. */
+/* "I lie down": clears the descriptor. true if there is nothing at or after `position`, and then
+ * the next ring_wake() makes it readable. false: look again, do not sleep. */
 bool ring_sleep(struct ring_reader *reader, uint64_t position) MUST_CHECK;
 
-/* "I am up", after a ring_sleep() that said true: clears the descriptor and the wish to
- * be woken. A ring that is just about to come wakes the next sleep for nothing, once. */
+/* "I am up", after a ring_sleep() that said true: clears the wish to be woken. The descriptor
+ * stays readable until the next ring_sleep(), so that what woke the reader need not wait for a
+ * system call. A ring that is just about to come wakes that sleep for nothing, once. */
 void ring_awake(struct ring_reader *reader);
 
 #endif

@@ -296,11 +296,11 @@ static void only_who_sleeps_is_woken(void **state)
     assert_true(is_ringing(sleeper, 0));
     assert_false(is_ringing(other, 0));
     ring_awake(sleeper);
+    assert_false(ring_sleep(sleeper, 1)); /* there is something to read */
     assert_false(is_ringing(sleeper, 0));
-
     ring_wake(ring);
     assert_false(is_ringing(sleeper, 0)); /* it is awake */
-    assert_false(ring_sleep(sleeper, 1)); /* there is something to read */
+    assert_false(ring_sleep(sleeper, 1)); /* there still is */
     ring_wake(ring);
     assert_false(is_ringing(sleeper, 0));
     assert_true(ring_sleep(sleeper, 2));
