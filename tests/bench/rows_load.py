@@ -145,7 +145,8 @@ def bursts_10000(bench):
 
 @row("sustained", "Sustained: 10 000 events/s to each of 1 000 subscribers, one shard",
      "100 POSTs/s of 100 events; one subscriber in 50 is read and checked, of the others the"
-     " bytes are counted. Or, on a slower machine: 0.9 of what the bare server delivers")
+     " bytes are counted. To reach: 9 million/s with a p99 under 15 ms; or, where the machine is too"
+     " slow for both, 0.9 of what the bare server delivers, and its p99 stands beside it")
 def sustained(bench):
     load = Load(1000, 10000, burst=100, seconds=1.5, more=("--count",))
     found = alternate(bench, "sustained", same_load(load, "bare", "gateway"))
@@ -158,11 +159,12 @@ def sustained(bench):
 
 
 def either(lines):
-    """As much as was asked for, or as much as the machine can do: one of the two is enough,
-    and with the second the latency is not asked for."""
+    """So much, and no later than that; or as much as the machine can do: one of the two is
+    enough, and then the other is not asked for. What is asked for and not reached is the
+    first only where the second is not reached, either."""
     absolute, relative, latency = lines
-    if absolute.verdict == "missed" and relative.verdict == "met":
-        absolute.target = latency.target = None
-    elif absolute.verdict == latency.verdict == "met":
+    if absolute.verdict == latency.verdict == "met":
         relative.target = None
+    elif relative.verdict == "met":
+        absolute.target = latency.target = None
     return lines
