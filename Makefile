@@ -10,7 +10,7 @@ VERSION := 0.1.0
 # lint` sees to it). A new room is one word.
 MODULES := \
     base err log clock thread buf stats \
-    mailbox poller event delivery json sse keyset ring channels filter wheel roster \
+    mailbox poller event delivery json sse keyset tally ring channels filter wheel roster \
     units secret inifile config sockets service \
     dsn database schema array retry sqlfile migrate bell relay intake listener batch queue publisher \
     readers lookup question replay retention \
