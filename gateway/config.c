@@ -35,6 +35,7 @@ enum type {
     TYPE_USEC,   /* uint64_t */
     TYPE_USEC_0, /* uint64_t; 0 is allowed beside what is between the limits */
     TYPE_LEVEL,  /* enum log_level */
+    TYPE_ORDER,  /* bool: exact */
 };
 
 struct setting {
@@ -69,6 +70,7 @@ static const struct setting settings[] = {
 
     {"channels", "relay", TYPE_TEXT, PLACE(channels, relay), "", 0, 0},
     {"channels", "relay_max", TYPE_COUNT, PLACE(channels, relay_max_count), "10000", 1, 1000000},
+    {"channels", "relay_order", TYPE_ORDER, PLACE(channels, relay_exact), "commit", 0, 1},
 
     {"stream", "heartbeat", TYPE_USEC, PLACE(stream, heartbeat_usec), "15s", SEC / 10, HOUR},
     {"stream", "retry", TYPE_USEC, PLACE(stream, retry_usec), "2s", SEC / 100, HOUR},
@@ -169,6 +171,14 @@ static int parse_level(const char *text, uint64_t *ret_level)
     return code;
 }
 
+static int parse_order(const char *text, uint64_t *ret_exact)
+{
+    if (strcmp(text, "commit") != 0 && strcmp(text, "near") != 0)
+        return -EINVAL;
+    *ret_exact = text[0] == 'c';
+    return 0;
+}
+
 static int check_text(const char *text)
 {
     for (; *text != '\0'; text++)
@@ -192,6 +202,8 @@ static int parse_value(const struct setting *setting, const char *text,
         return parse_flag(text, ret_number);
     case TYPE_LEVEL:
         return parse_level(text, ret_number);
+    case TYPE_ORDER:
+        return parse_order(text, ret_number);
     case TYPE_COUNT:
         code = units_parse_count(text, &number);
         break;
@@ -225,6 +237,9 @@ static void describe_allowed(const struct setting *setting, char *text, size_t s
         break;
     case TYPE_LEVEL:
         snprintf(text, size, "error, warning, notice or debug");
+        break;
+    case TYPE_ORDER:
+        snprintf(text, size, "commit or near");
         break;
     case TYPE_COUNT:
         snprintf(text, size, "a number from %" PRIu64 " to %" PRIu64, setting->min,
@@ -268,6 +283,7 @@ static int store_value(struct config *config, const struct setting *setting,
     case TYPE_SECRET:
         return replace_text(place, text, err);
     case TYPE_FLAG:
+    case TYPE_ORDER:
         *(bool *)place = number != 0;
         break;
     case TYPE_COUNT:
@@ -650,6 +666,9 @@ static void print_value(const struct config *config, const struct setting *setti
         break;
     case TYPE_FLAG:
         buf_add_text(text, *(const bool *)place ? "yes" : "no");
+        break;
+    case TYPE_ORDER:
+        buf_add_text(text, *(const bool *)place ? "commit" : "near");
         break;
     case TYPE_COUNT:
         buf_add_format(text, "%" PRIu64, *(const uint64_t *)place);

@@ -46,6 +46,7 @@ struct config {
     struct {
         char *relay; /* patterns, see relay.h */
         uint64_t relay_max_count;
+        bool relay_exact;
     } channels;
     struct {
         uint64_t heartbeat_usec;

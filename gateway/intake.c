@@ -12,6 +12,7 @@
 #include "event.h"
 #include "schema.h"
 #include "sse.h"
+#include "tally.h"
 
 #define FETCH_USEC (10 * USEC_PER_SEC) /* 64 MiB over a slow network */
 #define FETCH_ROWS 500
@@ -29,16 +30,19 @@
 /* A notification that waits for its place. */
 struct note {
     struct note *next;
-    uint64_t after; /* it was rung for up to here before it came */
+    uint64_t number;     /* in the order in which they are heard */
+    uint64_t after_seq;  /* it was rung for up to here before it came, */
+    uint64_t after_ring; /* and so often for rows without a number */
     size_t bytes;
     size_t channel_len;
     size_t payload_len;
     char text[]; /* channel, then payload, each with a NUL */
 };
 
-struct notes {
-    struct note *first;
-    struct note **tail;
+/* How much has been heard. */
+struct heard {
+    uint64_t notes;
+    uint64_t rings;
 };
 
 struct intake {
@@ -51,49 +55,35 @@ struct intake {
     uint64_t heard_seq;  /* rung for so far */
     uint64_t looked_seq; /* the newest at the last look */
     bool held;           /* this fetch has met what must wait */
-    struct notes fresh;  /* no sweep has begun since they came */
-    struct notes midway; /* one has */
-    struct notes swept;  /* and is done */
-    size_t notes_bytes;  /* of all three */
+
+    struct tally *tally; /* rows that were rung for and have not been pushed */
+    struct note *first;  /* notifications that wait */
+    struct note **tail;
+    size_t notes_bytes;
+    uint64_t newest_note; /* number */
+    struct heard begun;   /* before the last sweep began */
+    struct heard swept;   /* before one began that has left nothing to number */
 };
 
-/* ---- lists ---- */
+/* ---- notifications that wait ---- */
 
-static void notes_init(struct notes *notes)
-{
-    *notes = (struct notes){.tail = &notes->first};
-}
-
-static void notes_add(struct notes *notes, struct note *note)
+static void add_note(struct intake *intake, struct note *note)
 {
     note->next = NULL;
-    *notes->tail = note;
-    notes->tail = &note->next;
+    *intake->tail = note;
+    intake->tail = &note->next;
+    intake->notes_bytes += note->bytes;
 }
 
-static struct note *notes_take(struct notes *notes)
+static struct note *take_note(struct intake *intake)
 {
-    struct note *note = notes->first;
+    struct note *note = intake->first;
 
-    notes->first = note->next;
-    if (notes->first == NULL)
-        notes->tail = &notes->first;
+    intake->first = note->next;
+    if (intake->first == NULL)
+        intake->tail = &intake->first;
+    intake->notes_bytes -= note->bytes;
     return note;
-}
-
-static void notes_move(struct notes *from, struct notes *to)
-{
-    if (from->first == NULL)
-        return;
-    *to->tail = from->first;
-    to->tail = from->tail;
-    notes_init(from);
-}
-
-static void notes_free(struct notes *notes)
-{
-    while (notes->first != NULL)
-        free(notes_take(notes));
 }
 
 /* ---- life ---- */
@@ -105,9 +95,12 @@ struct intake *intake_new(const struct intake_settings *settings)
     if (intake == NULL)
         return NULL;
     intake->settings = *settings;
-    notes_init(&intake->fresh);
-    notes_init(&intake->midway);
-    notes_init(&intake->swept);
+    intake->tail = &intake->first;
+    intake->tally = tally_new();
+    if (intake->tally == NULL) {
+        free(intake);
+        return NULL;
+    }
     return intake;
 }
 
@@ -116,6 +109,7 @@ void intake_free(struct intake *intake)
     if (intake == NULL)
         return;
     intake_forget(intake);
+    tally_free(intake->tally);
     free(intake);
 }
 
@@ -150,6 +144,14 @@ void intake_begin_anew(struct intake *intake, uint64_t newest)
 void intake_rung(struct intake *intake, uint64_t seq)
 {
     intake->heard_seq = MAX(intake->heard_seq, seq);
+}
+
+void intake_rung_for_rows(struct intake *intake, uint64_t last_id)
+{
+    if (!relay_listens(intake->settings.relay))
+        tally_clear(intake->tally);
+    else if (intake->settings.exact)
+        tally_add(intake->tally, last_id);
 }
 
 void intake_looked(struct intake *intake, uint64_t newest)
@@ -205,32 +207,35 @@ void intake_note(struct intake *intake, const PGnotify *notification)
         relay_missed(relay);
         return;
     }
-    note->after = intake->heard_seq;
-    intake->notes_bytes += note->bytes;
-    notes_add(&intake->fresh, note);
+    note->number = ++intake->newest_note;
+    note->after_seq = intake->heard_seq;
+    note->after_ring = tally_newest(intake->tally);
+    add_note(intake, note);
 }
 
 void intake_forget(struct intake *intake)
 {
-    notes_free(&intake->fresh);
-    notes_free(&intake->midway);
-    notes_free(&intake->swept);
-    intake->notes_bytes = 0;
+    while (intake->first != NULL)
+        free(take_note(intake));
+    tally_clear(intake->tally);
 }
 
 bool intake_waits(const struct intake *intake)
 {
-    return intake->fresh.first != NULL;
+    return intake->first != NULL && intake->newest_note > intake->begun.notes;
 }
 
 void intake_sweeping(struct intake *intake)
 {
-    notes_move(&intake->fresh, &intake->midway);
+    intake->begun = (struct heard){intake->newest_note, tally_newest(intake->tally)};
 }
 
-void intake_swept(struct intake *intake)
+void intake_swept(struct intake *intake, bool all)
 {
-    notes_move(&intake->midway, &intake->swept);
+    if (all)
+        intake->swept = intake->begun;
+    else
+        intake->begun = intake->swept;
 }
 
 /* ---- what goes in ---- */
@@ -305,36 +310,44 @@ static void push_note(struct intake *intake, struct note *note)
         relay_missed(intake->settings.relay);
     else
         stats_add(intake->settings.stats, STATS_RELAY_NOTIFICATIONS, 1);
-    intake->notes_bytes -= note->bytes;
     free(note);
 }
 
-/* Those whose place is before an event that was POSTed. */
-static void push_notes_before(struct intake *intake, uint64_t seq)
+/* Has all been pushed that was rung for before that notification? Of what has a number, all
+ * below the next one has. */
+static bool is_due(const struct intake *intake, const struct note *note,
+                   uint64_t next_seq)
 {
-    while (intake->swept.first != NULL && intake->swept.first->after < seq)
-        push_note(intake, notes_take(&intake->swept));
+    return note->after_seq < next_seq && tally_settled(intake->tally, note->after_ring);
 }
 
-/* All events there are for now have been pushed. True if that made anything more. */
+/* An event that was rung for comes next. All that was rung for before those that are due is in
+ * the ring, so this one was after them. */
+static void push_notes_before(struct intake *intake, uint64_t seq)
+{
+    while (intake->first != NULL && is_due(intake, intake->first, seq))
+        push_note(intake, take_note(intake));
+}
+
+/* All events there are for now have been pushed. What was rung for before a sweep and is not
+ * there was deleted meanwhile, or is locked. True if that made anything more. */
 static bool push_rest(struct intake *intake)
 {
-    const bool some = intake->swept.first != NULL;
+    bool some = false;
 
-    push_notes_before(intake, UINT64_MAX);
+    tally_void(intake->tally, intake->swept.rings);
+    while (intake->first != NULL && intake->first->number <= intake->swept.notes) {
+        push_note(intake, take_note(intake));
+        some = true;
+    }
     return tell_missed(intake) || some;
 }
 
-/* Is an event that was POSTed still to be rung for, or behind a notification that no sweep
- * has been done for? */
+/* Has the doorbell of whoever numbered it not been heard? Then there may be other things that
+ * have not, and have their place before it. */
 static bool must_wait(const struct intake *intake, uint64_t seq)
 {
-    const struct note *note =
-        intake->midway.first != NULL ? intake->midway.first : intake->fresh.first;
-
-    if (!relay_listens(intake->settings.relay))
-        return false;
-    return seq > (note != NULL ? note->after : intake->heard_seq);
+    return seq > intake->heard_seq && relay_listens(intake->settings.relay);
 }
 
 static int64_t read_int64(const PGresult *row, int column)
@@ -380,18 +393,21 @@ static int take_row(void *argument, const PGresult *row)
     };
     const int64_t age_usec = read_int64(row, 4);
     const uint64_t purged = (uint64_t)read_int64(row, 5);
-    const bool is_posted = *PQgetvalue(row, 0, 6) != 0;
+    const uint64_t id = (uint64_t)read_int64(row, 6); /* 0: it was POSTed */
 
     /* What was deleted may have been between what was seen last and this one. */
     if (event_is_other_life(event.seq, intake->last_seq) ||
         (intake->fetched == 0 && purged > intake->last_seq))
         return -ESTALE;
-    intake->held = intake->held || (is_posted && must_wait(intake, event.seq));
+    intake->held = intake->held || must_wait(intake, event.seq);
     if (intake->held)
         return 0;
-    if (is_posted)
+    if (tally_reaches(intake->tally, id))
         push_notes_before(intake, event.seq);
-    return push_event(intake, &event, age_usec);
+    const int result = push_event(intake, &event, age_usec);
+    if (result == 0 && id != 0)
+        tally_settle(intake->tally, id);
+    return result;
 }
 
 static void tell_figures(const struct intake *intake)
@@ -417,7 +433,7 @@ static int ask(struct intake *intake, struct database *database, struct err *err
         .sql = "SELECT e.seq, e.channel, e.type, e.data, CAST(1000000 * "
                "pg_catalog.date_part("
                "'epoch', pg_catalog.clock_timestamp() - e.created_at) AS int8), "
-               "(SELECT coalesce(max(p.seq), 0) FROM gateway.purges p), e.id = 0, "
+               "(SELECT coalesce(max(p.seq), 0) FROM gateway.purges p), e.id, "
                "e.client "
                "FROM gateway.events e WHERE e.seq > $1 ORDER BY e.seq LIMIT 500",
         .count = 1,
@@ -438,7 +454,7 @@ int intake_fetch(struct intake *intake, struct database *database, struct err *e
     intake->fetched = intake->unannounced_bytes = 0;
     const int result = ask(intake, database, err);
     const bool is_all = result == 0 && intake->fetched < FETCH_ROWS;
-    const bool more = is_all && push_rest(intake);
+    const bool more = is_all && !intake->held && push_rest(intake);
 
     /* What was pushed before a failure is as good as any. */
     if (intake->fetched > 0 || more)

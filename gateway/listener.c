@@ -29,6 +29,9 @@
 #define LOOK_USEC       USEC_PER_SEC
 #define STRAGGLERS_USEC (10 * USEC_PER_SEC)
 
+/* Who subscribes to a channel waits so long at the most for everybody to ring. */
+#define RELAY_PATIENCE_USEC (USEC_PER_SEC / 2)
+
 /* A round trip older than this is no proof of life: a look comes every second and may
  * take three. */
 #define ALIVE_USEC (LOOK_USEC + QUERY_USEC)
@@ -60,6 +63,7 @@ struct listener {
     uint64_t purged; /* [listener] the newest event that was deleted, at the last look */
     uint64_t base;   /* [listener] its numbers begin above */
     uint64_t straggler_usec; /* [listener] when to look for stragglers again */
+    uint64_t relay_usec;     /* [listener] by then it is relayed; 0: it is not needed */
     struct retry retry;      /* [listener] */
 
     pthread_mutex_t lock;
@@ -132,6 +136,11 @@ static int ask(struct listener *listener, const char *sql, uint64_t patience_use
     return schema_explain(r, listener->database, err);
 }
 
+/* Where batches work towards an older snapshot, what was committed since is left to the next. */
+#define SWEEP(thorough)                                                                  \
+    "SELECT gateway.sweep(5000, " thorough                                               \
+    "), (SELECT s.target IS NULL FROM gateway.sweeps s ORDER BY s.step DESC LIMIT 1)"
+
 /* Numbers what others have committed. A full batch means that there is more. */
 static int sweep(struct listener *listener, struct err *err)
 {
@@ -144,15 +153,14 @@ static int sweep(struct listener *listener, struct err *err)
         listener->straggler_usec = now + STRAGGLERS_USEC;
     bell_sweeping(&listener->bell, now);
     intake_sweeping(listener->intake);
-    int r = ask(listener,
-                stragglers ? "SELECT gateway.sweep(5000, true)"
-                           : "SELECT gateway.sweep(5000, false)",
-                SWEEP_USEC, &result, err);
+    int r = ask(listener, stragglers ? SWEEP("true") : SWEEP("false"), SWEEP_USEC,
+                &result, err);
     if (r < 0)
         return r;
     unsigned long numbered = strtoul(PQgetvalue(result, 0, 0), NULL, 10);
     bell_swept(&listener->bell, clock_usec(), numbered > 0);
-    intake_swept(listener->intake);
+    intake_swept(listener->intake,
+                 numbered < SWEEP_ROWS && PQgetvalue(result, 0, 1)[0] == 't');
     if (numbered == 0)
         return 0;
     stats_add(listener->settings.stats, STATS_EVENTS_NUMBERED, numbered);
@@ -424,6 +432,19 @@ static int open_connection(struct listener *listener, struct err *err)
 
 /* ---- the thread ---- */
 
+static void heard_bell(struct listener *listener, const char *payload)
+{
+    const uint64_t last_id = strtoull(payload, NULL, 10);
+
+    if (strcmp(payload, BELL_CALL) == 0) {
+        bell_called(&listener->bell);
+        return;
+    }
+    bell_rung(&listener->bell, clock_usec());
+    if (last_id > 0)
+        intake_rung_for_rows(listener->intake, last_id);
+}
+
 /* After a sweep of one's own it is fetched anyway. */
 static void on_notification(void *argument, const PGnotify *notification, bool own)
 {
@@ -432,7 +453,7 @@ static void on_notification(void *argument, const PGnotify *notification, bool o
 
     stats_add(listener->settings.stats, STATS_LISTENER_NOTIFICATIONS, 1);
     if (strcmp(channel, "gateway_wake") == 0) {
-        bell_rung(&listener->bell, clock_usec());
+        heard_bell(listener, notification->extra);
     } else if (strcmp(channel, "gateway_events") == 0) {
         intake_rung(listener->intake, strtoull(notification->extra, NULL, 10));
         listener->fetch_wanted = listener->fetch_wanted || !own;
@@ -461,6 +482,27 @@ static int mind_bell(struct listener *listener, struct err *err)
     return r < 0 ? r : 1;
 }
 
+/* Says whether every ring is needed. Before the first channel is listened to, everybody rings;
+ * but subscribers do not wait for long, because who was told not to ring may stay. */
+static void need_rings(struct listener *listener)
+{
+    struct relay *relay = listener->settings.relay;
+    const bool needed =
+        relay != NULL && listener->settings.relay_exact && relay_is_used(relay);
+
+    bell_need(&listener->bell, needed);
+    if (!needed)
+        listener->relay_usec = 0;
+    else if (listener->relay_usec == 0)
+        listener->relay_usec = clock_usec() + RELAY_PATIENCE_USEC;
+}
+
+static bool may_relay(const struct listener *listener)
+{
+    return bell_is_taken(&listener->bell) || !listener->writable ||
+           clock_usec() >= listener->relay_usec;
+}
+
 static int rest(struct listener *listener, struct err *err)
 {
     struct relay *relay = listener->settings.relay;
@@ -470,6 +512,9 @@ static int rest(struct listener *listener, struct err *err)
         until = MIN(until, bell_due(&listener->bell));
     if (relay == NULL)
         return database_wait(listener->database, -1, until, err);
+    if (!may_relay(listener))
+        return database_wait(listener->database, -1, MIN(until, listener->relay_usec),
+                             err);
     return database_wait(listener->database, relay_fd(relay),
                          MIN(until, relay_due(relay)), err);
 }
@@ -480,15 +525,17 @@ static int mind_relay(struct listener *listener, struct err *err)
 {
     if (listener->settings.relay == NULL)
         return 0;
-    if (!intake_waits(listener->intake))
-        return relay_tend(listener->settings.relay, listener->database, err);
+    if (!intake_waits(listener->intake) || listener->sweep_full)
+        return may_relay(listener)
+                   ? relay_tend(listener->settings.relay, listener->database, err)
+                   : 0;
     listener->fetch_wanted = true;
     if (listener->writable) {
         const int r = sweep(listener, err);
         return r < 0 ? r : 1;
     }
     intake_sweeping(listener->intake);
-    intake_swept(listener->intake);
+    intake_swept(listener->intake, true);
     return 1;
 }
 
@@ -510,6 +557,7 @@ static int serve(struct listener *listener, struct err *err)
             set_status(listener, true, listener->writable, reason);
         return r;
     }
+    need_rings(listener);
     int r = mind_relay(listener, err);
     if (r == 0)
         r = mind_bell(listener, err);
@@ -595,6 +643,7 @@ struct listener *listener_new(const struct listener_settings *settings)
     listener->intake = intake_new(&(struct intake_settings){
         .ring = settings->ring,
         .relay = settings->relay,
+        .exact = settings->relay_exact,
         .stats = settings->stats,
         .alive = note_answer,
         .argument = listener,

@@ -2,7 +2,7 @@
  * listener.h - every new event of the database, once, in order, into the ring.
  *
  *     PostgreSQL ── NOTIFY gateway_events ("there is more") ──> fetch seq > last ──> ring
- *                ── NOTIFY gateway_wake ("rows to number") ───> gateway.sweep()
+ *                ── NOTIFY gateway_wake ("rows to number") ───> gateway.sweep(), and intake.h
  *                ── every few ms while rows flow, unrung ─────> gateway.sweep()
  *                ── NOTIFY of an application, if relayed ──────> ring, in its place (intake.h)
  *
@@ -38,6 +38,7 @@ struct listener_settings {
     long schema_version;  /* the newest migration this program knows */
     struct ring *ring;
     struct relay *relay; /* outlives the listener; NULL: nothing is relayed */
+    bool relay_exact;    /* in commit order with the rows of applications, see intake.h */
     size_t recent_bytes; /* of events stored before, to begin the ring with */
     struct stats *stats;
 

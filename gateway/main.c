@@ -48,6 +48,7 @@ static const char help_text[] =
     "\n"
     "[channels] relay names the channels whose NOTIFYs go to subscribers; none by "
     "default.\n"
+    "They come in the order of the commits, or about so with relay_order = near.\n"
     "Settings: command line over environment (PGSSE_SECTION_KEY, DATABASE_URL) over the\n"
     "ini file over the built-in default. gateway.ini lists them all with their reasons.\n"
     "\n"

@@ -320,6 +320,14 @@ int relay_fd(const struct relay *relay)
     return relay->fd;
 }
 
+bool relay_is_used(struct relay *relay)
+{
+    pthread_mutex_lock(&relay->lock);
+    const bool is_wanted = relay->wanted_count > 0;
+    pthread_mutex_unlock(&relay->lock);
+    return is_wanted || relay_listens(relay);
+}
+
 bool relay_listens(const struct relay *relay)
 {
     return relay != NULL && relay->listened_count > 0;

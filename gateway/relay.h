@@ -89,6 +89,9 @@ int relay_tend(struct relay *relay, struct database *database,
 /* When relay_tend() may have something to do by itself. */
 uint64_t relay_due(struct relay *relay);
 
+/* Does somebody want any, or is anything still listened to? */
+bool relay_is_used(struct relay *relay);
+
 /* Is anything listened to? NULL listens to nothing. */
 bool relay_listens(const struct relay *relay);
 

@@ -236,6 +236,7 @@ static int build_doors(struct serve *serve, struct err *err)
         .schema_version = MIGRATE_SCHEMA_VERSION,
         .ring = serve->ring,
         .relay = serve->relay,
+        .relay_exact = config->channels.relay_exact,
         .recent_bytes = config->ring.bytes / 2,
         .stats = serve->stats,
         .prepare = config->database.migrate_on_start ? migrate_first : NULL,

@@ -170,6 +170,144 @@ static void awake_it_polls_while_much_comes_and_lies_down_when_little_does(void 
     assert_int_equal(bell_next(bell, now), BELL_TURN);
 }
 
+static void step(struct sleeper *sleeper)
+{
+    assert_int_equal(bell_next(&sleeper->bell, clock_usec()), BELL_TURN);
+    assert_int_equal(turn(sleeper), 0);
+}
+
+static void ring_often(struct bell *bell)
+{
+    for (int i = 0; i < 8; i++)
+        bell_rung(bell, clock_usec());
+}
+
+static void whoever_needs_every_ring_lies_down_and_does_not_get_up(void **state)
+{
+    struct sleeper *sleeper = *state;
+    struct bell *bell = &sleeper->bell;
+
+    fall_asleep(sleeper);
+    ring_often(bell);
+    step(sleeper);
+    assert_int_equal(bell->state, BELL_AWAKE);
+    for (int i = 0; i < 4; i++)
+        sweep(bell, bell_due(bell), true); /* it would stay so */
+    bell_need(bell, true);
+    assert_false(bell_is_taken(bell));
+    step(sleeper); /* says so */
+    step(sleeper);
+    assert_true(bell_is_taken(bell));
+    sweep(bell, clock_usec(), true);
+    ring_often(bell);
+    assert_int_not_equal(bell_next(bell, clock_usec()), BELL_TURN);
+    bell_need(bell, false);
+    step(sleeper);
+    step(sleeper);
+    assert_int_equal(bell->state, BELL_AWAKE);
+}
+
+static void called_it_lies_down_and_stays_so_while_somebody_needs_it(void **state)
+{
+    struct sleeper *sleeper = *state;
+    struct bell *bell = &sleeper->bell;
+    PGconn *other = pg_connect(sleeper->pg.dsn);
+
+    fall_asleep(sleeper);
+    ring_often(bell);
+    step(sleeper);
+    for (int i = 0; i < 4; i++)
+        sweep(bell, bell_due(bell), true);
+    pg_run(other, "SELECT pg_advisory_lock_shared(1885827955, 5)");
+    bell_called(bell);
+    step(sleeper);
+    assert_int_equal(bell->state, BELL_ASLEEP);
+    sweep(bell, clock_usec(), true);
+    ring_often(bell);
+    step(sleeper); /* asks, and may not */
+    assert_int_equal(bell->state, BELL_ASLEEP);
+    assert_int_equal(bells_held(sleeper), 1);
+    ring_often(bell);
+    assert_int_not_equal(bell_next(bell, clock_usec()), BELL_TURN); /* nor asks at once */
+    PQfinish(other);
+    WAIT_FOR(pg_number(sleeper->pg.conn,
+                       "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' "
+                       "AND objid = 5 AND database = (SELECT oid FROM pg_database "
+                       "WHERE datname = current_database())") == 0);
+    WAIT_FOR(bell_next(bell, clock_usec()) == BELL_TURN);
+    assert_int_equal(turn(sleeper), 0);
+    assert_int_equal(bell->state, BELL_AWAKE);
+}
+
+static void rung_for_often_it_rests_between_sweeps(void **state)
+{
+    struct sleeper *sleeper = *state;
+    struct bell *bell = &sleeper->bell;
+
+    fall_asleep(sleeper);
+    bell_need(bell, true);
+    step(sleeper);
+    uint64_t now = clock_usec();
+    for (int i = 0; i < 7; i++) {
+        bell_rung(bell, now);
+        sweep(bell, now, true);
+    }
+    bell_rung(bell, now);
+    assert_int_equal(bell_next(bell, now), BELL_WAIT);
+    assert_in_range(bell_due(bell), now + MSEC, now + 9 * MSEC);
+    sweep(bell, bell_due(bell), true);
+}
+
+/* Who was told not to ring does not end: it is tried again and again, and not for nothing. */
+static void called_it_waits_for_who_does_not_let_go_with_growing_pauses(void **state)
+{
+    struct sleeper *sleeper = *state;
+    struct bell *bell = &sleeper->bell;
+    PGconn *writer = pg_connect(sleeper->pg.dsn);
+
+    pg_run(writer, "BEGIN; SET CONSTRAINTS ALL IMMEDIATE; "
+                   "INSERT INTO gateway.events (data) VALUES ('1')");
+    bell_need(bell, true);
+    step(sleeper);
+    uint64_t window = 0;
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(turn(sleeper), 0);
+        assert_int_equal(bell->state, BELL_AWAKE);
+        assert_true(bell->window_usec > window);
+        window = bell->window_usec;
+        sweep(bell, MAX(bell_due(bell), bell->begun_usec), false);
+    }
+    pg_run(writer, "COMMIT");
+    PQfinish(writer);
+    assert_int_equal(turn(sleeper), 0);
+    assert_true(bell_is_taken(bell));
+}
+
+static void off_duty_it_calls_until_somebody_sleeps(void **state)
+{
+    struct sleeper *sleeper = *state;
+    struct bell *bell = &sleeper->bell;
+
+    bell_reset(bell);
+    bell_need(bell, true);
+    pg_run(sleeper->pg.conn, "LISTEN gateway_wake");
+    step(sleeper);
+    step(sleeper);
+    assert_false(bell_is_taken(bell));
+    assert_true(bell_due(bell) < CLOCK_NEVER);
+    pg_run(sleeper->pg.conn, "SELECT 1");
+    PGnotify *heard = PQnotifies(sleeper->pg.conn);
+    assert_non_null(heard);
+    assert_string_equal(heard->extra, BELL_CALL);
+    PQfreemem(heard);
+    pg_run(sleeper->pg.conn, "SELECT pg_advisory_lock(1885827955, 3)");
+    WAIT_FOR(bell_next(bell, clock_usec()) == BELL_TURN);
+    assert_int_equal(turn(sleeper), 0);
+    assert_true(bell_is_taken(bell));
+    pg_run(sleeper->pg.conn, "SELECT 1");
+    assert_null(PQnotifies(sleeper->pg.conn));
+}
+
 /* However long a sweep takes, the next is not long in coming. */
 static void a_pause_is_short_after_a_long_sweep_too(void **state)
 {
@@ -253,6 +391,11 @@ int main(void)
         WITH_PG(awake_it_polls_while_much_comes_and_lies_down_when_little_does),
         WITH_PG(who_does_not_let_go_of_the_bell_is_waited_for_with_growing_pauses),
         WITH_PG(a_session_that_is_gone_leaves_nothing_behind),
+        WITH_PG(whoever_needs_every_ring_lies_down_and_does_not_get_up),
+        WITH_PG(called_it_lies_down_and_stays_so_while_somebody_needs_it),
+        WITH_PG(rung_for_often_it_rests_between_sweeps),
+        WITH_PG(called_it_waits_for_who_does_not_let_go_with_growing_pauses),
+        WITH_PG(off_duty_it_calls_until_somebody_sleeps),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -46,6 +46,7 @@ static int set_up(void **state)
         &(struct database_settings){.dsn = world.pg.dsn, .door = "test", .stop_fd = -1});
     world.intake = intake_new(&(struct intake_settings){.ring = world.ring,
                                                         .relay = world.relay,
+                                                        .exact = true,
                                                         .stats = world.stats,
                                                         .alive = on_alive});
     assert_int_equal(
@@ -80,12 +81,22 @@ static uint64_t post(const char *data)
     return (uint64_t)pg_number(world.pg.conn, sql);
 }
 
+/* Nobody is rung for it. */
 static void insert(const char *data)
 {
     char sql[200];
 
     (void)snprintf(sql, sizeof(sql), "SELECT gateway.publish('chat', '%s')", data);
     pg_run(world.pg.conn, sql);
+}
+
+/* As an application does it, and as it is heard at its commit. */
+static void insert_and_ring(const char *data)
+{
+    insert(data);
+    intake_rung_for_rows(
+        world.intake,
+        (uint64_t)pg_number(world.pg.conn, "SELECT max(id) FROM gateway.events"));
 }
 
 static void note(const char *payload)
@@ -96,11 +107,18 @@ static void note(const char *payload)
     intake_note(world.intake, &(PGnotify){.relname = channel, .extra = text});
 }
 
+/* Its doorbell has been heard when it is done. */
 static void sweep(void)
 {
     intake_sweeping(world.intake);
     pg_run(world.pg.conn, "SELECT gateway.sweep()");
-    intake_swept(world.intake);
+    intake_swept(world.intake, true);
+}
+
+static void hear_all(void)
+{
+    intake_rung(world.intake,
+                (uint64_t)pg_number(world.pg.conn, "SELECT gateway.newest_seq()"));
 }
 
 static int fetch(void)
@@ -136,21 +154,23 @@ static void expect(const char *expected)
     assert_string_equal(text.data, expected);
 }
 
-static void a_post_is_not_taken_before_it_is_rung_for(void **state)
+static void nothing_is_taken_before_its_number_is_rung_for(void **state)
 {
     (void)state;
     intake_rung(world.intake, post("1"));
     const uint64_t second = post("2");
     assert_int_equal(fetch(), 0);
     expect("1:1");
-    /* What an application has inserted need not be rung for, but stands behind it. */
     insert("3");
     sweep();
     assert_int_equal(fetch(), 0);
     expect("");
     intake_rung(world.intake, second);
     assert_int_equal(fetch(), 0);
-    expect("2:2 3:3");
+    expect("2:2");
+    hear_all();
+    assert_int_equal(fetch(), 0);
+    expect("3:3");
 }
 
 static void a_lost_doorbell_is_made_up_for_by_the_second_look(void **state)
@@ -187,7 +207,7 @@ static void a_notification_stands_where_it_was_heard(void **state)
     sweep();
     assert_false(intake_waits(world.intake));
     note("d"); /* after that sweep: it waits for the next */
-    (void)post("4");
+    assert_true(intake_waits(world.intake));
     assert_int_equal(fetch(), 0);
     expect("1:1 1:a 2:2 2:b 2:c 3:3");
     sweep();
@@ -196,12 +216,103 @@ static void a_notification_stands_where_it_was_heard(void **state)
     assert_int_equal(stats_counter_value(world.stats, STATS_RELAY_NOTIFICATIONS), 4);
 }
 
-static void what_was_inserted_before_a_notification_comes_before_it(void **state)
+static void rows_are_before_or_behind_a_notification_as_they_were_rung_for(void **state)
+{
+    (void)state;
+    insert_and_ring("1");
+    note("a");
+    insert_and_ring("2");
+    note("b");
+    note("c");
+    insert_and_ring("3");
+    sweep();
+    hear_all();
+    assert_int_equal(fetch(), 0);
+    expect("1:1 1:a 2:2 2:b 2:c 3:3");
+}
+
+static void a_notification_waits_for_all_rows_it_was_rung_for_before(void **state)
+{
+    PGconn *open = pg_connect(world.pg.dsn);
+
+    (void)state;
+    /* 2 and 3 overlap: 3 is committed first, and gets its number first. */
+    insert_and_ring("1");
+    pg_run(open, "BEGIN; SELECT gateway.publish('chat', '2')");
+    insert_and_ring("3");
+    sweep();
+    pg_run(open, "COMMIT");
+    PQfinish(open);
+    intake_rung_for_rows(world.intake, 2);
+    note("a"); /* behind 2 */
+    const uint64_t seq = post("4");
+    intake_rung(world.intake, seq);
+    assert_int_equal(fetch(), 0);
+    expect("1:1 2:3 3:2 3:a 4:4");
+}
+
+static void a_row_with_a_lower_id_that_was_rung_for_later_may_come_first(void **state)
+{
+    PGconn *open = pg_connect(world.pg.dsn);
+
+    (void)state;
+    pg_run(open, "BEGIN; SELECT gateway.publish('chat', '1')");
+    insert_and_ring("2");
+    note("a");
+    pg_run(open, "COMMIT");
+    PQfinish(open);
+    intake_rung_for_rows(world.intake, 1);
+    insert_and_ring("3");
+    sweep();
+    hear_all();
+    assert_int_equal(fetch(), 0);
+    expect("1:1 2:2 2:a 3:3");
+}
+
+static void the_last_row_of_a_transaction_stands_for_all_of_it(void **state)
+{
+    (void)state;
+    pg_run(world.pg.conn, "INSERT INTO gateway.events (channel, data) "
+                          "SELECT 'chat', to_json(n) FROM generate_series(1, 3) n");
+    intake_rung_for_rows(world.intake, 3);
+    note("a");
+    insert_and_ring("4");
+    sweep();
+    hear_all();
+    assert_int_equal(fetch(), 0);
+    expect("1:1 2:2 3:3 3:a 4:4");
+}
+
+static void rows_that_do_not_come_are_waited_for_until_a_sweep_has_left_nothing(
+    void **state)
+{
+    (void)state;
+    insert_and_ring("1");
+    pg_run(world.pg.conn, "DELETE FROM gateway.events");
+    note("a");
+    intake_sweeping(world.intake);
+    intake_swept(world.intake, false); /* its batch was full */
+    assert_true(intake_waits(world.intake));
+    insert_and_ring("2");
+    hear_all();
+    assert_int_equal(fetch(), 0);
+    expect("");
+    sweep();
+    assert_false(intake_waits(world.intake));
+    assert_int_equal(fetch(), 0);
+    expect(""); /* what the sweep has numbered is not heard of yet */
+    hear_all();
+    assert_int_equal(fetch(), 0);
+    expect("1:2 1:a");
+}
+
+static void what_nobody_rings_for_comes_before_what_waits_for_a_sweep(void **state)
 {
     (void)state;
     insert("1");
     note("a");
     sweep();
+    hear_all();
     assert_int_equal(fetch(), 0);
     expect("1:1 1:a");
     /* A POST numbers it first; but nobody has heard of that POST yet. */
@@ -210,10 +321,29 @@ static void what_was_inserted_before_a_notification_comes_before_it(void **state
     const uint64_t seq = post("3");
     sweep();
     assert_int_equal(fetch(), 0);
-    expect("2:2 2:b");
+    expect("");
     intake_rung(world.intake, seq);
     assert_int_equal(fetch(), 0);
-    expect("3:3");
+    expect("2:2 2:b 3:3");
+}
+
+static void unless_it_is_to_be_exact_rows_come_first(void **state)
+{
+    struct intake *near = intake_new(&(struct intake_settings){.ring = world.ring,
+                                                               .relay = world.relay,
+                                                               .stats = world.stats,
+                                                               .alive = on_alive});
+
+    (void)state;
+    intake_free(world.intake);
+    world.intake = near;
+    insert_and_ring("1");
+    note("a");
+    insert_and_ring("2");
+    sweep();
+    hear_all();
+    assert_int_equal(fetch(), 0);
+    expect("1:1 2:2 2:a");
 }
 
 static void nobody_wants_it_or_it_is_another_channels(void **state)
@@ -321,11 +451,17 @@ static void without_memory_it_is_told(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(a_post_is_not_taken_before_it_is_rung_for),
+        TEST(nothing_is_taken_before_its_number_is_rung_for),
         TEST(a_lost_doorbell_is_made_up_for_by_the_second_look),
         TEST(where_nothing_is_listened_to_nothing_waits),
         TEST(a_notification_stands_where_it_was_heard),
-        TEST(what_was_inserted_before_a_notification_comes_before_it),
+        TEST(rows_are_before_or_behind_a_notification_as_they_were_rung_for),
+        TEST(a_notification_waits_for_all_rows_it_was_rung_for_before),
+        TEST(a_row_with_a_lower_id_that_was_rung_for_later_may_come_first),
+        TEST(the_last_row_of_a_transaction_stands_for_all_of_it),
+        TEST(rows_that_do_not_come_are_waited_for_until_a_sweep_has_left_nothing),
+        TEST(what_nobody_rings_for_comes_before_what_waits_for_a_sweep),
+        TEST(unless_it_is_to_be_exact_rows_come_first),
         TEST(nobody_wants_it_or_it_is_another_channels),
         TEST(bytes_that_are_not_utf8_are_replaced),
         TEST(many_pages_and_what_stands_between_them),
