@@ -8,10 +8,12 @@ The situations take turns, each in a fresh database of one server:
     without  the schema, and there was never a gateway at this database
     one      a gateway is attached
     two      two gateways
+    relayed  one that relays a channel to a subscriber, notifications in the order of the commits
+    near     the same with relay_order = near
     left     a gateway was killed with -9 in the middle of the same inserts; nobody since
 
-`one`, `two` and `left` are given as the median over the rounds of their throughput over that
-of `without` in the same round. With --slow each fdatasync takes 2 ms longer
+All but `without` are given as the median over the rounds of their throughput over its own in
+the same round. With --slow each fdatasync takes 2 ms longer
 (slow_fsync.c). At the end of each turn every row must have its number, and must have come
 to every gateway.
 """
@@ -37,7 +39,9 @@ from .machine import cpu_seconds
 
 CLIENTS = 16
 THREADS = 2
-SITUATIONS = ("without", "one", "two", "left")
+SITUATIONS = ("without", "one", "two", "relayed", "near", "left")
+GATEWAYS = {"one": 1, "two": 2}
+RELAY_ORDERS = {"relayed": "commit", "near": "near"}
 SCRIPT = """INSERT INTO gateway.events (channel, type, data) VALUES ('bench', 'inserted', '{"n":1}');\n"""
 RATE = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)
 
@@ -85,12 +89,17 @@ class Turn:
         self.directory = directory
         self.database = server.create_database(template=ground.TEMPLATE)
         self.gateways = []
+        self.streams = []
 
-    def attach(self):
+    def attach(self, **settings):
         self.gateways.append(Gateway(
             self.directory / f"{self.database.name}.{len(self.gateways)}",
             {"http.listen": "127.0.0.1:0", "server.shards": "1",
-             "database.dsn": self.database.dsn}).wait_ready())
+             "database.dsn": self.database.dsn, **settings}).wait_ready())
+
+    def relay(self, order):
+        self.attach(**{"channels.relay": "chat", "channels.relay_order": order})
+        self.streams.append(self.gateways[-1].subscribe("chat").wait_checkpoint())
 
     def listener_pids(self):
         return [pid for pid, in self.server.admin(
@@ -131,6 +140,8 @@ class Turn:
 
     def end(self):
         try:
+            for stream in self.streams:
+                stream.close()
             for gateway in self.gateways:
                 gateway.stop()
         finally:
@@ -142,7 +153,9 @@ def take_turn(server, directory, situation, seconds):
     try:
         if situation == "left":
             turn.kill_amid()
-        for _ in range({"one": 1, "two": 2}.get(situation, 0)):
+        if situation in RELAY_ORDERS:
+            turn.relay(RELAY_ORDERS[situation])
+        for _ in range(GATEWAYS.get(situation, 0)):
             turn.attach()
         figures = turn.run(seconds)
         turn.check()
