@@ -54,7 +54,8 @@ def rings_of(pg, sleeping, work):
     """How often work(connection), committed at its end, rings."""
     with Ear(pg) as ear, pg.connect(autocommit=True) as gateway, pg.connect() as writer:
         if sleeping:
-            assert gateway.execute(TAKE).fetchone()[0]
+            wait_until(lambda: gateway.execute(TAKE).fetchone()[0],
+                       "the session that had the bell before is gone")
         work(writer)
         writer.commit()
         return ear.rings()
