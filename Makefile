@@ -14,7 +14,7 @@ MODULES := \
     units secret inifile config sockets service \
     dsn database schema array retry sqlfile migrate bell relay intake listener batch queue publisher \
     readers lookup question replay retention \
-    statement claim errand waits dealer groups \
+    statement claim returns errand waits dealer groups \
     connection porch lobby stream catchup consumer fanout tour shard \
     cloudevents problem form request page exchange common query opening consume jobs confirm \
     events slowest http \

@@ -13,6 +13,10 @@
     "(pg_catalog.hashtextextended(pg_catalog.format('pg-sse-gateway group %L "           \
     "%L', " channel ", " group "), 0))"
 
+/* Of two columns of texts that are $1 and $2. */
+#define PAIRS(left, right)                                                               \
+    "ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS p (" left ", " right ")"
+
 static void format_usec(char ret_text[40], uint64_t usec)
 {
     (void)snprintf(ret_text, 40, "%" PRIu64 " microseconds", usec);
@@ -42,10 +46,42 @@ int claim_run(const struct claim *claim, struct database *database,
 }
 
 int claim_give_back(struct pairs *deliveries, struct database *database,
-                    uint64_t deadline_usec, struct err *err)
+                    uint64_t deadline_usec, struct pairs *ret_locked, struct err *err)
 {
-    return pairs_query(deliveries, "SELECT gateway.release($1, $2), " STATEMENT_LOOSELY,
-                       NULL, database, deadline_usec, NULL, err);
+    CLEANUP(database_clear) PGresult *result = NULL;
+    /* The function may return nothing: that it is done loosely must not depend on it. */
+    const int r =
+        pairs_query(deliveries,
+                    "SELECT r.id, r.group_name, l.loosely FROM (SELECT " STATEMENT_LOOSELY
+                    ") AS l (loosely) LEFT JOIN gateway.release($1, $2) r "
+                    "ON true",
+                    NULL, database, deadline_usec, &result, err);
+
+    for (int row = 0; row < PQntuples(result); row++) {
+        if (!PQgetisnull(result, row, 0))
+            pairs_add(ret_locked, PQgetvalue(result, row, 0), PQgetvalue(result, row, 1));
+    }
+    return r;
+}
+
+int claim_bury(struct database *database, uint64_t deadline_usec, unsigned *ret_count,
+               struct err *err)
+{
+    CLEANUP(database_clear) PGresult *result = NULL;
+    char batch[16];
+    const char *values[] = {batch};
+    const struct database_query query = {
+        .sql = "SELECT coalesce(gateway.bury_used_up($1::int4), 0)",
+        .count = 1,
+        .values = values,
+    };
+
+    (void)snprintf(batch, sizeof(batch), "%d", CLAIM_BURY);
+    const int r = database_query(database, &query, deadline_usec, &result, err);
+
+    if (r == 0)
+        *ret_count = (unsigned)strtoul(PQgetvalue(result, 0, 0), NULL, 10);
+    return r;
 }
 
 int claim_renew(struct pairs *deliveries, uint64_t lease_usec, struct database *database,
@@ -65,10 +101,8 @@ int claim_tell_freed(struct pairs *deliveries, struct database *database,
                      uint64_t deadline_usec, struct err *err)
 {
     return pairs_query(deliveries,
-                       "SELECT pg_catalog.pg_notify('gateway_freed', d.id || ' ' || "
-                       "d.name), " STATEMENT_LOOSELY
-                       " FROM ROWS FROM (pg_catalog.unnest($1), "
-                       "pg_catalog.unnest($2)) AS d (id, name)",
+                       "SELECT pg_catalog.pg_notify('gateway_freed', p.id || ' ' || "
+                       "p.name), " STATEMENT_LOOSELY " FROM " PAIRS("id", "name"),
                        NULL, database, deadline_usec, NULL, err);
 }
 
@@ -103,13 +137,46 @@ int claim_try_lock(const char *channel, const char *group, struct database *data
     return r;
 }
 
+/* A session waits for its client (and not for a lock or the disk) between two statements, or
+ * while it sends an answer that nobody takes. Whose state cannot be seen, because it is of
+ * another role, is left alone. */
+int claim_end_silent(struct pairs *groups, uint64_t silent_usec,
+                     struct database *database, uint64_t deadline_usec,
+                     unsigned *ret_count, struct err *err)
+{
+    static const char sql[] =
+        "WITH keys (key) AS (SELECT " LOCK_OF("p.channel", "p.name") " FROM " PAIRS(
+            "channel",
+            "name") "), "
+                    "silent (pid) AS MATERIALIZED (SELECT DISTINCT a.pid FROM keys k "
+                    "JOIN pg_catalog.pg_locks l ON l.locktype = 'advisory' AND "
+                    "l.objsubid = 1 AND l.granted "
+                    "AND l.classid = ((k.key >> 32) & 4294967295)::oid "
+                    "AND l.objid = (k.key & 4294967295)::oid "
+                    "JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid "
+                    "AND a.datid = l.database "
+                    "WHERE l.database = (SELECT d.oid FROM pg_catalog.pg_database d "
+                    "WHERE d.datname = pg_catalog.current_database()) "
+                    "AND a.usename = current_user AND a.wait_event_type = 'Client' "
+                    "AND a.state_change < pg_catalog.clock_timestamp() - $3::interval) "
+                    "SELECT count(*) FILTER (WHERE "
+                    "pg_catalog.pg_terminate_backend(s.pid)) "
+                    "FROM silent s";
+    CLEANUP(database_clear) PGresult *result = NULL;
+    char silent[40];
+
+    format_usec(silent, silent_usec);
+    const int r = pairs_query(groups, sql, silent, database, deadline_usec, &result, err);
+    if (r == 0)
+        *ret_count = (unsigned)strtoul(PQgetvalue(result, 0, 0), NULL, 10);
+    return r;
+}
+
 int claim_unlock(struct pairs *groups, struct database *database, uint64_t deadline_usec,
                  struct err *err)
 {
-    return pairs_query(
-        groups,
-        "SELECT pg_catalog.pg_advisory_unlock" LOCK_OF(
-            "g.channel", "g.name") " FROM ROWS FROM (pg_catalog.unnest($1), "
-                                   "pg_catalog.unnest($2)) AS g (channel, name)",
-        NULL, database, deadline_usec, NULL, err);
+    return pairs_query(groups,
+                       "SELECT pg_catalog.pg_advisory_unlock" LOCK_OF(
+                           "p.channel", "p.name") " FROM " PAIRS("channel", "name"),
+                       NULL, database, deadline_usec, NULL, err);
 }

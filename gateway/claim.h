@@ -13,8 +13,10 @@
 struct claim {
     const char *channel;
     const char *group;
-    const char *start; /* if it is a new group: "now", "earliest", or an event's id */
-    unsigned max;      /* deliveries */
+    const char
+        *start;   /* if it is a new group: "now", "earliest", or an event's id; NULL: it
+                        * is to be there */
+    unsigned max; /* deliveries */
     unsigned attempts; /* for each event of the group; 0: as it is */
     uint64_t lease_usec;
     size_t bytes_max; /* of data, but for the first delivery */
@@ -23,12 +25,23 @@ struct claim {
 /* The columns of a claim. */
 enum { CLAIM_ID, CLAIM_TYPE, CLAIM_DATA };
 
+/* SQLSTATEs of a claim: there is no such group; there may be no more of them. */
+#define CLAIM_NO_GROUP        "GW404"
+#define CLAIM_TOO_MANY_GROUPS "53400"
+
 int claim_run(const struct claim *claim, struct database *database,
               uint64_t deadline_usec, PGresult **ret_result, struct err *err) MUST_CHECK;
 
-/* Deliveries and their groups: they are due at once. */
+/* Deliveries and their groups: they are due at once. What somebody else has locked is not, and
+ * is added to ret_locked. */
 int claim_give_back(struct pairs *deliveries, struct database *database,
-                    uint64_t deadline_usec, struct err *err) MUST_CHECK;
+                    uint64_t deadline_usec, struct pairs *ret_locked,
+                    struct err *err) MUST_CHECK;
+
+/* What has used up its attempts, in whatever group, is dead: some CLAIM_BURY of it; how many. */
+#define CLAIM_BURY 1000
+int claim_bury(struct database *database, uint64_t deadline_usec, unsigned *ret_count,
+               struct err *err) MUST_CHECK;
 
 /* Their leases begin anew; 0: they stay as they are. The result's first column: the ids of those
  * that are not held any more. */
@@ -48,6 +61,12 @@ int claim_recall(const char *channel, const char *group, struct database *databa
 /* The lock of the group's holder, which this session has until claim_unlock(), or its end. */
 int claim_try_lock(const char *channel, const char *group, struct database *database,
                    uint64_t deadline_usec, bool *ret_locked, struct err *err) MUST_CHECK;
+
+/* Channels and groups: ends the sessions that have these locks and whose gateways have said
+ * nothing for so long, as far as the database lets us. How many. */
+int claim_end_silent(struct pairs *groups, uint64_t silent_usec,
+                     struct database *database, uint64_t deadline_usec,
+                     unsigned *ret_count, struct err *err) MUST_CHECK;
 
 /* Channels and groups. */
 int claim_unlock(struct pairs *groups, struct database *database, uint64_t deadline_usec,

@@ -90,6 +90,7 @@ static const struct setting settings[] = {
     {"limits", "publish_queue", TYPE_BYTES, PLACE(limits, publish_queue_bytes), "64MiB", 64 * KIB, 16 * GIB},
     {"limits", "consumers", TYPE_COUNT, PLACE(limits, consumers_count), "1000", 0, 100000},
     {"limits", "waits", TYPE_COUNT, PLACE(limits, waits_count), "1000", 0, 100000},
+    {"limits", "groups", TYPE_COUNT, PLACE(limits, groups_count), "1000", 0, 100000},
 
     {"server", "shards", TYPE_COUNT, PLACE(server, shards_count), "0", 0, SHARDS_MAX},
     {"server", "drain", TYPE_USEC, PLACE(server, drain_usec), "10s", 0, HOUR},

@@ -69,6 +69,7 @@ struct config {
         uint64_t publish_queue_bytes;
         uint64_t consumers_count;
         uint64_t waits_count;
+        uint64_t groups_count;
     } limits;
     struct {
         uint64_t shards_count; /* 0: one per CPU, see config_shards() */

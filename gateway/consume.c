@@ -82,6 +82,19 @@ static void set_max(struct query *query, const char *text, size_t len)
     set_count(query, "max", text, MAX_MAX, &wishes_of(query)->max);
 }
 
+const char *consume_parameter_of(const struct exchange *exchange)
+{
+    static const char *const names[] = {"lease", "max", "max_attempts", "exclusive"};
+
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        size_t len;
+
+        if (exchange_query(exchange, names[i], &len) != NULL)
+            return names[i];
+    }
+    return NULL;
+}
+
 static void set_attempts(struct query *query, const char *text, size_t len)
 {
     (void)len;

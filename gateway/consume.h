@@ -20,4 +20,7 @@
 
 exchange_endpoint consume_subscribe;
 
+/* One that means something beside group only; NULL: there is none. */
+const char *consume_parameter_of(const struct exchange *exchange) MUST_CHECK;
+
 #endif

@@ -38,25 +38,32 @@ static void count_memory(const struct consumer *consumer, int64_t bytes)
     stats_gauge_add(consumer->settings.stats, STATS_CONNECTION_MEMORY, bytes);
 }
 
-/* The first one has been sent, or will never be. */
-static void drop_first(struct consumer *consumer)
+/* The first one has been sent, or will never be. True: with it, the groups have come to see room
+ * where there was none. */
+static bool drop_first(struct consumer *consumer)
 {
     struct sse_frame *frame = consumer->first;
+    const size_t weight = sse_frame_weight(frame);
 
     consumer->first = frame->next;
     if (consumer->first == NULL)
         consumer->tail = &consumer->first;
-    count_memory(consumer, -(int64_t)sse_frame_weight(frame));
-    atomic_fetch_sub_explicit(&consumer->enrolment.member.unsent_bytes,
-                              sse_frame_weight(frame), memory_order_relaxed);
+    count_memory(consumer, -(int64_t)weight);
+    const size_t before = atomic_fetch_sub_explicit(
+        &consumer->enrolment.member.unsent_bytes, weight, memory_order_relaxed);
     sse_frame_free(frame);
+    return before >= ROSTER_UNSENT_BYTES_MAX && before - weight < ROSTER_UNSENT_BYTES_MAX;
+}
+
+static void drop_frames(struct consumer *consumer)
+{
+    while (consumer->first != NULL)
+        (void)drop_first(consumer);
 }
 
 static void send_frames(struct consumer *consumer)
 {
     struct stream *stream = consumer->stream;
-    bool was_full = atomic_load_explicit(&consumer->enrolment.member.unsent_bytes,
-                                         memory_order_relaxed) >= ROSTER_UNSENT_BYTES_MAX;
 
     while (consumer->first != NULL) {
         const struct sse_frame *frames[SEND_FRAMES];
@@ -68,13 +75,13 @@ static void send_frames(struct consumer *consumer)
         const size_t whole = stream_send(stream, frames, count, NULL, 0);
         if (consumer->stream == NULL)
             return; /* the peer is gone, and so are the frames */
-        for (size_t i = 0; i < whole; i++)
-            drop_first(consumer);
+        for (size_t i = 0; i < whole; i++) {
+            if (drop_first(consumer))
+                groups_news(&consumer->enrolment);
+        }
         if (whole < count)
             return;
     }
-    if (was_full)
-        groups_news(&consumer->enrolment);
 }
 
 /* ---- what the groups say, on their thread ---- */
@@ -122,8 +129,7 @@ static void gone(struct enrolment *enrolment)
 
 static void free_consumer(struct consumer *consumer)
 {
-    while (consumer->first != NULL)
-        drop_first(consumer);
+    drop_frames(consumer);
     count_memory(consumer, -(int64_t)consumer->bytes);
     pthread_mutex_destroy(&consumer->lock);
     free(consumer);
@@ -153,8 +159,8 @@ static void mail_delivered(struct mail *mail)
         send_frames(consumer);
     if (consumer->stream != NULL && ends)
         stream_finish(consumer->stream, STREAM_END_GOODBYE);
-    while (consumer->stream == NULL && consumer->first != NULL)
-        drop_first(consumer);
+    if (consumer->stream == NULL)
+        drop_frames(consumer);
 }
 
 static void gone_delivered(struct mail *mail)
@@ -191,11 +197,15 @@ void consumer_leaves(struct consumer *consumer)
                           memory_order_relaxed);
 }
 
+bool consumer_is_exclusive(const struct consumer *consumer)
+{
+    return consumer->enrolment.member.exclusive;
+}
+
 void consumer_over(struct consumer *consumer)
 {
     consumer->stream = NULL;
-    while (consumer->first != NULL)
-        drop_first(consumer);
+    drop_frames(consumer);
     groups_leave(&consumer->enrolment);
 }
 

@@ -58,4 +58,7 @@ void consumer_writable(struct consumer *consumer);
 void consumer_leaves(struct consumer *consumer);
 void consumer_over(struct consumer *consumer);
 
+/* Somebody may wait for its place. */
+bool consumer_is_exclusive(const struct consumer *consumer) MUST_CHECK;
+
 #endif

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "log.h"
 
 /* Groups asked for in one turn, before errands have theirs again. */
 #define CLAIMS_MAX 16
@@ -20,14 +21,18 @@
 #define LOOK_USEC      USEC_PER_SEC
 #define LOOK_EACH_USEC (10 * USEC_PER_MSEC)
 
-/* Given back in one statement: well within its time, however many leave at once. */
-#define RETURNS_MAX 1000
+/* How often the place of an exclusive group's holder is tried for; for how long the session of
+ * a holder may say nothing, which has something to say at each BURY_USEC; and how often that is
+ * looked at. */
+#define TRY_USEC         (400 * USEC_PER_MSEC)
+#define SILENT_USEC      (10 * USEC_PER_SEC)
+#define SILENT_LOOK_USEC (2 * USEC_PER_SEC)
 
-/* What was refused is tried again after so long. */
-#define AGAIN_USEC USEC_PER_SEC
+/* How often somebody looks for what has used up its attempts in groups that nobody claims from. */
+#define BURY_USEC USEC_PER_SEC
 
-/* How often the place of an exclusive group's holder is tried for. */
-#define TRY_USEC (400 * USEC_PER_MSEC)
+/* Deliveries that are asked about in one statement. */
+#define RENEW_MAX 1000
 
 static struct enrolment *enrolment_of(struct member *member)
 {
@@ -44,18 +49,26 @@ static bool is_leaving(const struct member *member)
     return atomic_load_explicit(&member->leaving, memory_order_relaxed);
 }
 
-/* Nothing more is dealt to it. */
-static void end_holder(struct member *holder)
+/* Its stream is to end; until it has left it is given no more. */
+static void end_member(struct member *member)
 {
-    atomic_store_explicit(&holder->leaving, true, memory_order_relaxed);
-    enrolment_of(holder)->end(enrolment_of(holder));
+    atomic_store_explicit(&member->leaving, true, memory_order_relaxed);
+    enrolment_of(member)->end(enrolment_of(member));
+}
+
+/* The group is not there. Whoever comes from now on may make it anew. */
+static void end_members(struct group *group)
+{
+    group->begun = false;
+    for (struct member *member = group->members; member != NULL; member = member->next)
+        end_member(member);
 }
 
 /* ---- the connection ---- */
 
 void dealer_is_cut_off(struct dealer *dealer)
 {
-    pairs_reset(&dealer->unlock);
+    returns_are_cut_off(&dealer->returns);
     for (struct group *group = roster_first(dealer->roster); group != NULL;
          group = group->next) {
         struct member *holder = group->holder;
@@ -64,13 +77,14 @@ void dealer_is_cut_off(struct dealer *dealer)
         group->holder = NULL;
         group->ticked = true; /* the next one's turn, as soon as there is a connection */
         if (holder != NULL)
-            end_holder(holder);
+            end_member(holder);
     }
 }
 
 void dealer_begins_anew(struct dealer *dealer)
 {
-    dealer->clear_usec = 0;
+    returns_begin_anew(&dealer->returns);
+    dealer->bury_usec = 0;
     for (struct group *group = roster_first(dealer->roster); group != NULL;
          group = group->next)
         roster_news(group);
@@ -90,7 +104,7 @@ void dealer_settle(struct dealer *dealer, const struct errand *errand)
         roster_news(group);
     /* It is in the hand of another gateway's consumer, perhaps, who has a free place now. */
     if (group == NULL && errand->outcome == ERRAND_DONE)
-        pairs_add(&dealer->freed, errand->id, errand->group);
+        returns_tell_freed(&dealer->returns, errand->id, errand->group);
 }
 
 /* "42.1.k3f90a2b7c1d workers" */
@@ -109,113 +123,24 @@ void dealer_take_freed(struct dealer *dealer, const char *payload)
         (void)roster_take(dealer->roster, space + 1, seq, id);
 }
 
-/* ---- what is given back, or told to others ---- */
-
-static void add_returns(struct dealer *dealer, struct returns *returns)
+/* "jobs\nworkers" */
+void dealer_group_is_gone(struct dealer *dealer, const char *payload)
 {
-    returns->next = NULL;
-    *dealer->back_tail = returns;
-    dealer->back_tail = &returns->next;
-}
+    for (struct group *group = roster_first(dealer->roster); group != NULL;
+         group = group->next) {
+        const size_t len = strlen(group->channel);
 
-static struct returns *take_returns(struct dealer *dealer)
-{
-    struct returns *first = dealer->back;
-
-    dealer->back = first->next;
-    if (dealer->back == NULL)
-        dealer->back_tail = &dealer->back;
-    return first;
-}
-
-static void free_returns(struct returns *returns)
-{
-    pairs_done(&returns->pairs);
-    free(returns);
-}
-
-static void give_back(struct dealer *dealer, const char *id, const char *name)
-{
-    struct returns *last = dealer->back != NULL
-                               ? CONTAINER_OF(dealer->back_tail, struct returns, next)
-                               : NULL;
-
-    if (last == NULL || pairs_count(&last->pairs) >= RETURNS_MAX) {
-        last = malloc(sizeof(*last));
-        if (last == NULL)
-            return; /* its lease will end */
-        pairs_init(&last->pairs);
-        add_returns(dealer, last);
+        if (strncmp(payload, group->channel, len) == 0 && payload[len] == '\n' &&
+            strcmp(payload + len + 1, group->name) == 0)
+            end_members(group);
     }
-    pairs_add(&last->pairs, id, name);
-}
-
-/* What is not done stays. Without memory there is no list any more, and the connection that
- * ends for it takes with it what was locked. */
-static int run_pairs(struct dealer *dealer, struct pairs *pairs, const char *what,
-                     int (*run)(struct pairs *pairs, struct database *database,
-                                uint64_t deadline_usec, struct err *err),
-                     struct err *err)
-{
-    if (pairs_count(pairs) == 0)
-        return 0;
-    const int r = run(pairs, dealer->database, statement_deadline(), err);
-    if (r == 0 || r == -ENOMEM)
-        pairs_reset(pairs);
-    else
-        dealer->clear_usec = clock_usec() + AGAIN_USEC;
-    return weigh(dealer, r, what, err);
-}
-
-static int run_returns(struct dealer *dealer, struct err *err)
-{
-    if (dealer->back == NULL)
-        return 0;
-    struct returns *first = take_returns(dealer);
-    const int r = run_pairs(dealer, &first->pairs, "could not give deliveries back",
-                            claim_give_back, err);
-
-    if (pairs_count(&first->pairs) == 0)
-        free_returns(first);
-    else
-        add_returns(dealer, first); /* the others first */
-    return r;
-}
-
-static int clear_some(struct dealer *dealer, struct err *err)
-{
-    int r = run_returns(dealer, err);
-
-    if (r == 0)
-        r = run_pairs(dealer, &dealer->unlock, "could not unlock a group", claim_unlock,
-                      err);
-    if (r == 0)
-        r = run_pairs(dealer, &dealer->freed, "could not tell the other gateways",
-                      claim_tell_freed, err);
-    return r;
-}
-
-static bool has_to_clear(const struct dealer *dealer)
-{
-    return dealer->back != NULL || pairs_count(&dealer->unlock) > 0 ||
-           pairs_count(&dealer->freed) > 0;
-}
-
-int dealer_clear(struct dealer *dealer, struct err *err)
-{
-    int r = 0;
-
-    dealer->clear_usec = 0;
-    while (r == 0 && has_to_clear(dealer) && dealer->clear_usec == 0)
-        r = clear_some(dealer, err);
-    return r;
 }
 
 /* ---- handing out ---- */
 
 static void let_go(void *argument, const struct group *group, const char *id)
 {
-    give_back(argument, id, group->name);
+    returns_give_back(argument, id, group->name);
 }
 
 static struct sse_frame *frame_of(const struct group *group, const PGresult *result,
@@ -249,10 +174,10 @@ static void deal(struct dealer *dealer, struct group *group, const PGresult *res
 
     if (member == NULL) {
         sse_frame_free(frame);
-        give_back(dealer, id, group->name);
+        returns_give_back(&dealer->returns, id, group->name);
         /* To a holder it would come behind later ones: the next one begins with it. */
         if (group->holder != NULL && !is_leaving(group->holder))
-            end_holder(group->holder);
+            end_member(group->holder);
         return;
     }
     atomic_fetch_add_explicit(&member->unsent_bytes, sse_frame_weight(frame),
@@ -262,13 +187,38 @@ static void deal(struct dealer *dealer, struct group *group, const PGresult *res
     enrolment_of(member)->deal(enrolment_of(member), frame);
 }
 
+/* Nothing until the next look; nor after that where the group was removed, or where there are
+ * so many that it was not made: its consumers are told to come back. */
+static int take_claim_refusal(struct dealer *dealer, struct group *group, int r,
+                              struct err *err)
+{
+    const char *sqlstate = database_sqlstate(dealer->database);
+    const bool removed = strcmp(sqlstate, CLAIM_NO_GROUP) == 0;
+
+    roster_is_dry(group);
+    if (r == -EIO && (removed || strcmp(sqlstate, CLAIM_TOO_MANY_GROUPS) == 0))
+        end_members(group);
+    return removed ? 0 : weigh(dealer, r, "could not claim deliveries", err);
+}
+
+/* Of a group that is to be made: one of those who are to get something. */
+static const char *start_of(const struct group *group)
+{
+    const struct member *member = group->members;
+
+    while (member->next != NULL &&
+           atomic_load_explicit(&member->leaving, memory_order_relaxed))
+        member = member->next;
+    return member->start;
+}
+
 static int claim_for(struct dealer *dealer, struct group *group, struct err *err)
 {
     CLEANUP(database_clear) PGresult *result = NULL;
     const struct claim claim = {
         .channel = group->channel,
         .group = group->name,
-        .start = group->begun ? "now" : group->members->start,
+        .start = group->begun ? NULL : start_of(group),
         .max = MIN(roster_places(group), CLAIM_DELIVERIES),
         .attempts = group->attempts,
         .lease_usec = roster_lease_usec(group),
@@ -278,10 +228,8 @@ static int claim_for(struct dealer *dealer, struct group *group, struct err *err
     if (claim.max == 0)
         return 0;
     int r = claim_run(&claim, dealer->database, statement_deadline(), &result, err);
-    if (r < 0) {
-        roster_is_dry(group); /* until the next look */
-        return weigh(dealer, r, "could not claim deliveries", err);
-    }
+    if (r < 0)
+        return take_claim_refusal(dealer, group, r, err);
     stats_add(dealer->stats, STATS_GROUPS_CLAIMS, 1);
     group->begun = true;
     group->attempts = 0;
@@ -351,26 +299,19 @@ static int try_lock(struct dealer *dealer, struct group *group, struct err *err)
                  "could not try for a lock", err);
 }
 
-/* Begins the leases of what its members have in hand anew, or (0) only asks; what they do not
- * hold any more, because it was acknowledged by SQL, say, leaves their hands. */
-static int renew(struct dealer *dealer, struct group *group, uint64_t lease_usec,
-                 struct err *err)
+/* Begins the leases of these deliveries anew, or (0) only asks; what is not held any more, because
+ * it was acknowledged by SQL, say, leaves its member's hand. */
+static int renew(struct dealer *dealer, struct group *group, struct pairs *pairs,
+                 uint64_t lease_usec, struct err *err)
 {
     CLEANUP(database_clear) PGresult *result = NULL;
-    CLEANUP(pairs_done) struct pairs pairs;
     unsigned attempt;
     uint64_t seq;
 
-    pairs_init(&pairs);
-    for (const struct member *member = group->members; member != NULL;
-         member = member->next) {
-        for (const struct hand *hand = member->hands; hand != NULL; hand = hand->next)
-            pairs_add(&pairs, hand->id, group->name);
-    }
-    if (pairs_count(&pairs) == 0)
+    if (pairs_count(pairs) == 0)
         return 0;
     const int r = weigh(dealer,
-                        claim_renew(&pairs, lease_usec, dealer->database,
+                        claim_renew(pairs, lease_usec, dealer->database,
                                     statement_deadline(), &result, err),
                         "could not renew leases", err);
     for (int row = 0; row < PQntuples(result); row++) {
@@ -382,14 +323,42 @@ static int renew(struct dealer *dealer, struct group *group, uint64_t lease_usec
     return r;
 }
 
-/* No lease ends while its holder is there. */
+/* No lease ends while its holder is there, which has at most as many as are in one statement. */
 static int keep_holder(struct dealer *dealer, struct group *group, struct err *err)
 {
+    CLEANUP(pairs_done) struct pairs pairs;
     const uint64_t lease_usec = group->holder->lease_usec;
 
     group->ticked = false;
     wheel_set(dealer->wheel, &group->tick, clock_usec() + lease_usec / 3);
-    return renew(dealer, group, lease_usec, err);
+    pairs_init(&pairs);
+    for (const struct hand *hand = group->holder->hands; hand != NULL; hand = hand->next)
+        pairs_add(&pairs, hand->id, group->name);
+    return renew(dealer, group, &pairs, lease_usec, err);
+}
+
+/* All places of a group were taken: is what its members have in hand still theirs? Some of it at
+ * each look, so that a look costs the same however much they have. */
+static int check_hands(struct dealer *dealer, struct group *group, struct err *err)
+{
+    CLEANUP(pairs_done) struct pairs pairs;
+    size_t at = 0;
+
+    pairs_init(&pairs);
+    for (const struct member *member = group->members; member != NULL;
+         member = member->next) {
+        for (const struct hand *hand = member->hands; hand != NULL; hand = hand->next) {
+            if (at++ >= group->checked_count && pairs_count(&pairs) < RENEW_MAX)
+                pairs_add(&pairs, hand->id, group->name);
+        }
+    }
+    const size_t asked = pairs_count(&pairs);
+    const size_t before = roster_in_hand(dealer->roster);
+    const int r = renew(dealer, group, &pairs, 0, err);
+    const size_t taken = before - roster_in_hand(dealer->roster);
+    group->checking = group->checked_count + asked < at;
+    group->checked_count = group->checking ? group->checked_count + asked - taken : 0;
+    return r;
 }
 
 static int mind_group(struct dealer *dealer, struct group *group, struct err *err)
@@ -418,10 +387,51 @@ static int mind_groups(struct dealer *dealer, struct err *err)
         if (group->exclusive_count > 0)
             r = mind_group(dealer, group, err);
         if (r == 0 && group->full)
-            r = renew(dealer, group, 0, err);
+            r = check_hands(dealer, group, err);
         group->full = false;
     }
     return r;
+}
+
+/* Somebody has the lock of groups whose holder could be one of ours: is it still alive? */
+static int mind_silent(struct dealer *dealer, struct err *err)
+{
+    CLEANUP(pairs_done) struct pairs pairs;
+    unsigned count = 0;
+
+    pairs_init(&pairs);
+    if (clock_usec() < dealer->silent_usec)
+        return 0;
+    dealer->silent_usec = clock_usec() + SILENT_LOOK_USEC;
+    for (const struct group *group = roster_first(dealer->roster); group != NULL;
+         group = group->next) {
+        if (!group->locked && next_holder(group) != NULL)
+            pairs_add(&pairs, group->channel, group->name);
+    }
+    if (pairs_count(&pairs) == 0)
+        return 0;
+    const int r = claim_end_silent(&pairs, SILENT_USEC, dealer->database,
+                                   statement_deadline(), &count, err);
+    if (count > 0)
+        log_notice(
+            "ended %u sessions of gateways that had the lock of an exclusive group "
+            "and had said nothing for %d s",
+            count, (int)(SILENT_USEC / USEC_PER_SEC));
+    return weigh(dealer, r, "could not look for silent gateways", err);
+}
+
+/* ---- what has used up its attempts ---- */
+
+static int bury(struct dealer *dealer, struct err *err)
+{
+    unsigned count = 0;
+
+    if (clock_usec() < dealer->bury_usec)
+        return 0;
+    const int r = claim_bury(dealer->database, statement_deadline(), &count, err);
+    stats_add(dealer->stats, STATS_GROUPS_BURIED, count);
+    dealer->bury_usec = count >= CLAIM_BURY ? 0 : clock_usec() + BURY_USEC;
+    return weigh(dealer, r, "could not look for used up attempts", err);
 }
 
 /* ---- coming and going ---- */
@@ -432,12 +442,12 @@ void dealer_dismiss(struct dealer *dealer, struct enrolment *enrolment)
 
     if (group != NULL && group->locked && group->exclusive_count == 1 &&
         enrolment->member.exclusive) {
-        pairs_add(&dealer->unlock, group->channel, group->name);
+        returns_unlock(&dealer->returns, group->channel, group->name);
         group->locked = false;
     }
     if (group != NULL && group->holder == &enrolment->member)
         group->ticked = true;
-    roster_leave(dealer->roster, &enrolment->member, let_go, dealer);
+    roster_leave(dealer->roster, &enrolment->member, let_go, &dealer->returns);
     *enrolment->link = enrolment->next;
     if (enrolment->next != NULL)
         enrolment->next->link = enrolment->link;
@@ -460,12 +470,16 @@ void dealer_join(struct dealer *dealer, struct enrolment *enrolment)
 int dealer_turn(struct dealer *dealer, struct err *err)
 {
     wheel_advance(dealer->wheel, clock_usec());
-    int r = clock_usec() >= dealer->clear_usec ? clear_some(dealer, err) : 0;
+    int r = returns_turn(&dealer->returns, err);
 
     if (r == 0)
         r = mind_groups(dealer, err);
     if (r == 0)
+        r = mind_silent(dealer, err);
+    if (r == 0)
         r = claim_all(dealer, err);
+    if (r == 0)
+        r = bury(dealer, err);
     stats_gauge_set(dealer->stats, STATS_GROUPS_IN_HAND,
                     (int64_t)roster_in_hand(dealer->roster));
     return r;
@@ -475,8 +489,8 @@ uint64_t dealer_due_usec(const struct dealer *dealer)
 {
     if (roster_has_wanted(dealer->roster))
         return 0;
-    return MIN(has_to_clear(dealer) ? dealer->clear_usec : CLOCK_NEVER,
-               wheel_next_usec(dealer->wheel));
+    return MIN(returns_due_usec(&dealer->returns),
+               MIN(dealer->bury_usec, wheel_next_usec(dealer->wheel)));
 }
 
 /* ---- life ---- */
@@ -484,9 +498,7 @@ uint64_t dealer_due_usec(const struct dealer *dealer)
 int dealer_init(struct dealer *dealer, struct database *database, struct stats *stats)
 {
     *dealer = (struct dealer){.stats = stats, .database = database};
-    dealer->back_tail = &dealer->back;
-    pairs_init(&dealer->freed);
-    pairs_init(&dealer->unlock);
+    returns_init(&dealer->returns, database);
     dealer->wheel = wheel_new(clock_usec());
     dealer->roster = roster_new(&(struct roster_settings){
         .wheel = dealer->wheel,
@@ -500,8 +512,5 @@ void dealer_done(struct dealer *dealer)
 {
     roster_free(dealer->roster);
     wheel_free(dealer->wheel);
-    while (dealer->back != NULL)
-        free_returns(take_returns(dealer));
-    pairs_done(&dealer->freed);
-    pairs_done(&dealer->unlock);
+    returns_done(&dealer->returns);
 }

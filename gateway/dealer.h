@@ -7,7 +7,9 @@
  *
  * For all consumers of a group together one claim is made, for as many deliveries as they have
  * places. Of a group with exclusive consumers one is the holder, over all gateways: one of the
- * session that has an advisory lock. A connection that is lost is a lock lost.
+ * session that has an advisory lock. A connection that is lost is a lock lost. Each gateway says
+ * something every second; one that has the lock and says nothing for long is frozen, or cut
+ * off. Who waits for the lock ends its session: so whatever it does when it wakes up is void.
  *
  * Always true:
  *   - a delivery that nobody has in hand here is acknowledged, given back, or comes again at
@@ -24,6 +26,7 @@
 #include "database.h"
 #include "errand.h"
 #include "mailbox.h"
+#include "returns.h"
 #include "roster.h"
 #include "sse.h"
 #include "statement.h"
@@ -47,23 +50,15 @@ struct enrolment {
     struct enrolment **link;
 };
 
-/* Deliveries that one statement gives back. */
-struct returns {
-    struct pairs pairs;
-    struct returns *next;
-};
-
 struct dealer {
     struct stats *stats;       /* [const] */
     struct database *database; /* [const] its owner's */
     struct wheel *wheel;
     struct roster *roster;
     struct enrolment *enrolments;
-    struct returns *back; /* to be given back */
-    struct returns **back_tail;
-    struct pairs freed;  /* acknowledged, and in nobody's hand here */
-    struct pairs unlock; /* groups whose last exclusive member has left */
-    uint64_t clear_usec; /* not before: one of these three has been refused */
+    struct returns returns;
+    uint64_t bury_usec;   /* when it looks for what has used up its attempts */
+    uint64_t silent_usec; /* when it looks for holders that say nothing */
     struct refusals refusals;
 };
 
@@ -84,12 +79,12 @@ void dealer_settle(struct dealer *dealer, const struct errand *errand);
 /* gateway_freed has been notified by another gateway, with that payload. */
 void dealer_take_freed(struct dealer *dealer, const char *payload);
 
+/* gateway_removed has been notified, with that payload: end() is called for its members. */
+void dealer_group_is_gone(struct dealer *dealer, const char *payload);
+
 /* Does what there is to do, or a good part of it. As in database.h; what the server refuses is
  * told to the log, and left for later. */
 int dealer_turn(struct dealer *dealer, struct err *err) MUST_CHECK;
-
-/* Only what is to be given back, unlocked and told; all of it, as far as it is not refused. */
-int dealer_clear(struct dealer *dealer, struct err *err) MUST_CHECK;
 
 /* When dealer_turn() has something to do. */
 uint64_t dealer_due_usec(const struct dealer *dealer) MUST_CHECK;

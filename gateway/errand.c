@@ -51,6 +51,8 @@ static enum errand_outcome outcome_of(const char *code)
         return ERRAND_MISSING;
     case 409:
         return ERRAND_CONFLICT;
+    case 423:
+        return ERRAND_LOCKED;
     default:
         return ERRAND_BAD;
     }

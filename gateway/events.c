@@ -81,7 +81,7 @@ static void add_relay(struct query *query, const char *text, size_t len)
         query_fails(query, MHD_HTTP_BAD_REQUEST, "%s", err.text);
     else if (!relay_allows(subscription_of(query)->relay, text, len))
         query_fails(query, MHD_HTTP_FORBIDDEN,
-                    "channel \"%.*s\" is not relayed: [channels] relay allows it not",
+                    "channel \"%.*s\" is not relayed: [channels] relay does not allow it",
                     (int)len, text);
     else
         add_channel(query, text, len);
@@ -161,6 +161,12 @@ static int read_subscription(const struct exchange *exchange,
         .channels_max = common_of(exchange)->channels_max,
         .relay = common_of(exchange)->relay,
     };
+    const char *for_group = consume_parameter_of(exchange);
+    if (for_group != NULL) {
+        query_fails(&ret_wanted->query, MHD_HTTP_BAD_REQUEST,
+                    "%s is for a group: the parameter group is missing", for_group);
+        return -EINVAL;
+    }
     if (query_read(exchange, parameters, &ret_wanted->query) < 0)
         return -EINVAL;
     if (ret_wanted->channel_count == 0)
@@ -403,6 +409,9 @@ static enum MHD_Result prepare_wait(struct exchange *exchange,
     if (publication->request.many)
         return exchange_problem(exchange, MHD_HTTP_BAD_REQUEST,
                                 "one event at a time can be waited for");
+    const struct event *event = &publication->request.events[0];
+    if (group_check_channel(event->channel, event->channel_len, &err) < 0)
+        return exchange_problem(exchange, MHD_HTTP_BAD_REQUEST, "%s", err.text);
     if (confirm_reserve(confirm, common_of(exchange)->groups) < 0)
         return exchange_problem(exchange, MHD_HTTP_SERVICE_UNAVAILABLE,
                                 "too many wait already");

@@ -602,9 +602,14 @@ void fanout_drain(struct fanout *fanout, uint64_t spread_usec)
     const uint64_t first = clock_usec() + DELIVER_FIRST_USEC;
 
     for (struct stream *stream = fanout->streams; stream != NULL; stream = stream->next) {
-        if (stream->consumer != NULL)
+        bool is_waited_for = false;
+
+        if (stream->consumer != NULL) {
             consumer_leaves(stream->consumer);
-        stream_finish_at(stream, first + clock_random(spread_usec));
+            is_waited_for = consumer_is_exclusive(stream->consumer);
+        }
+        stream_finish_at(stream,
+                         is_waited_for ? first : first + clock_random(spread_usec));
     }
 }
 

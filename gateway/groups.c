@@ -25,17 +25,20 @@
 #define CONNECT_USEC (3 * USEC_PER_SEC)
 #define CHECK_USEC   (3 * USEC_PER_SEC)
 
-/* The database is away: how long an errand waits for it all the same. */
-#define PATIENCE_USEC USEC_PER_SEC
+/* The database is away, or somebody else has a delivery locked: how long an errand waits for
+ * it all the same, and how often the latter is looked at. */
+#define PATIENCE_USEC   USEC_PER_SEC
+#define LOOK_AGAIN_USEC (100 * USEC_PER_MSEC)
 
 #define CANNOT   "cannot serve groups"
 #define STOPPING "the gateway is being stopped"
+#define LOCKED   "an open transaction has this delivery; try again when it is over"
 
 /* Whoever holds a group's row for longer has a transaction open; its group waits, and no
  * other. */
 #define PREPARE                                                                          \
-    "SET lock_timeout = '500ms'; LISTEN gateway_acks; LISTEN gateway_due; LISTEN "       \
-    "gateway_freed"
+    "SET gateway.groups_max = %zu; SET lock_timeout = '500ms'; LISTEN gateway_acks; "    \
+    "LISTEN gateway_due; LISTEN gateway_freed; LISTEN gateway_removed"
 
 struct errands {
     struct errand *first;
@@ -54,6 +57,8 @@ struct groups {
     struct err away;    /* why the last connection failed */
     struct refusals refusals;
     struct errands errands[ERRAND_KINDS]; /* not run yet */
+    struct errands locked;                /* run in vain, and to be run again */
+    uint64_t locked_usec;                 /* when; if there are any */
     struct dealer dealer;
     struct waits waits;
 
@@ -65,58 +70,6 @@ struct groups {
 };
 
 /* ---- the connection ---- */
-
-static bool has_errands(const struct groups *groups)
-{
-    bool errands = false;
-
-    for (size_t i = 0; i < ERRAND_KINDS; i++)
-        errands = errands || groups->errands[i].first != NULL;
-    return errands;
-}
-
-static bool is_needed(const struct groups *groups)
-{
-    return has_errands(groups) || groups->dealer.enrolments != NULL ||
-           groups->waits.first != NULL;
-}
-
-static void lose_connection(struct groups *groups, const struct err *err)
-{
-    database_close(groups->database);
-    groups->away = *err;
-    retry_down(&groups->retry, CANNOT, err);
-    dealer_is_cut_off(&groups->dealer);
-}
-
-static int open_connection(struct groups *groups, struct err *err)
-{
-    int r = database_connect(groups->database, clock_usec() + CONNECT_USEC, err);
-
-    if (r == 0)
-        r = schema_check(groups->database, groups->settings.schema_version,
-                         clock_usec() + CHECK_USEC, err);
-    if (r == 0)
-        r = database_script(groups->database, PREPARE, statement_deadline(), err);
-    if (r < 0) {
-        if (r != -ECANCELED)
-            lose_connection(groups, err);
-        return r;
-    }
-    retry_up(&groups->retry, "serving groups with the database at",
-             database_place(groups->database));
-    /* What happened meanwhile was told to nobody. */
-    waits_begin_anew(&groups->waits);
-    dealer_begins_anew(&groups->dealer);
-    return 0;
-}
-
-static int weigh(struct groups *groups, int r, const char *what, struct err *err)
-{
-    return statement_weigh(&groups->refusals, r, groups->database, what, err);
-}
-
-/* ---- errands ---- */
 
 static void add_errand(struct errands *list, struct errand *errand)
 {
@@ -136,6 +89,66 @@ static struct errand *take_errand(struct errands *list)
     list->count--;
     return errand;
 }
+
+static bool has_errands(const struct groups *groups)
+{
+    bool errands = false;
+
+    for (size_t i = 0; i < ERRAND_KINDS; i++)
+        errands = errands || groups->errands[i].first != NULL;
+    return errands;
+}
+
+static bool is_needed(const struct groups *groups)
+{
+    return has_errands(groups) || groups->locked.first != NULL ||
+           groups->dealer.enrolments != NULL || groups->waits.first != NULL;
+}
+
+static void lose_connection(struct groups *groups, const struct err *err)
+{
+    database_close(groups->database);
+    groups->away = *err;
+    retry_down(&groups->retry, CANNOT, err);
+    dealer_is_cut_off(&groups->dealer);
+}
+
+static int prepare(struct groups *groups, struct err *err)
+{
+    char sql[sizeof(PREPARE) + 20];
+
+    (void)snprintf(sql, sizeof(sql), PREPARE, groups->settings.groups_max);
+    return database_script(groups->database, sql, statement_deadline(), err);
+}
+
+static int open_connection(struct groups *groups, struct err *err)
+{
+    int r = database_connect(groups->database, clock_usec() + CONNECT_USEC, err);
+
+    if (r == 0)
+        r = schema_check(groups->database, groups->settings.schema_version,
+                         clock_usec() + CHECK_USEC, err);
+    if (r == 0)
+        r = prepare(groups, err);
+    if (r < 0) {
+        if (r != -ECANCELED)
+            lose_connection(groups, err);
+        return r;
+    }
+    retry_up(&groups->retry, "serving groups with the database at",
+             database_place(groups->database));
+    /* What happened meanwhile was told to nobody. */
+    waits_begin_anew(&groups->waits);
+    dealer_begins_anew(&groups->dealer);
+    return 0;
+}
+
+static int weigh(struct groups *groups, int r, const char *what, struct err *err)
+{
+    return statement_weigh(&groups->refusals, r, groups->database, what, err);
+}
+
+/* ---- errands ---- */
 
 static void answer(struct groups *groups, struct errand *errand)
 {
@@ -157,11 +170,35 @@ static void answer_unavailable(struct groups *groups, struct errand *errand,
     answer(groups, errand);
 }
 
+/* A delivery that somebody else has locked: perhaps not for long. */
+static void put_aside(struct groups *groups, struct errand *errand)
+{
+    const uint64_t now = clock_usec();
+
+    if (now >= errand->accepted_usec + PATIENCE_USEC) {
+        answer_unavailable(groups, errand, LOCKED);
+        return;
+    }
+    if (groups->locked.first == NULL)
+        groups->locked_usec = now + LOOK_AGAIN_USEC;
+    add_errand(&groups->locked, errand);
+}
+
+static void take_up_again(struct groups *groups)
+{
+    while (groups->locked.first != NULL) {
+        struct errand *errand = take_errand(&groups->locked);
+
+        add_errand(&groups->errands[errand->kind], errand);
+    }
+}
+
 /* Those who have waited for long enough for a database that is away. */
 static void answer_hopeless(struct groups *groups, bool all)
 {
     const uint64_t now = clock_usec();
 
+    take_up_again(groups);
     for (size_t i = 0; i < ERRAND_KINDS; i++) {
         struct errands *list = &groups->errands[i];
 
@@ -183,7 +220,17 @@ static void take_refusal(struct groups *groups, struct errand *errand,
     errand->err = *err;
 }
 
-/* The first `count` of a list; they are answered. */
+static void settle(struct groups *groups, struct errand *errand)
+{
+    if (errand->outcome == ERRAND_LOCKED) {
+        put_aside(groups, errand);
+        return;
+    }
+    dealer_settle(&groups->dealer, errand);
+    answer(groups, errand);
+}
+
+/* The first `count` of a list; they are answered, or put aside. */
 static int run_errands(struct groups *groups, struct errands *list, size_t count,
                        struct err *err)
 {
@@ -206,10 +253,8 @@ static int run_errands(struct groups *groups, struct errands *list, size_t count
             answer_unavailable(groups, take_errand(list), err->text);
         return r;
     }
-    for (; count > 0; count--) {
-        dealer_settle(&groups->dealer, list->first);
-        answer(groups, take_errand(list));
-    }
+    for (; count > 0; count--)
+        settle(groups, take_errand(list));
     return r;
 }
 
@@ -236,6 +281,8 @@ static void on_notification(void *argument, const PGnotify *notification, bool o
         waits_bell(&groups->waits, notification->extra);
     else if (strcmp(notification->relname, "gateway_due") == 0)
         roster_news_of_channel(groups->dealer.roster, notification->extra);
+    else if (strcmp(notification->relname, "gateway_removed") == 0)
+        dealer_group_is_gone(&groups->dealer, notification->extra);
     else if (!own)
         dealer_take_freed(&groups->dealer, notification->extra);
 }
@@ -325,7 +372,8 @@ static uint64_t next_due(const struct groups *groups)
 {
     if (has_errands(groups))
         return 0;
-    return MIN(dealer_due_usec(&groups->dealer), waits_due_usec(&groups->waits));
+    return MIN(groups->locked.first != NULL ? groups->locked_usec : CLOCK_NEVER,
+               MIN(dealer_due_usec(&groups->dealer), waits_due_usec(&groups->waits)));
 }
 
 static int wait_for_connection(struct groups *groups, struct err *err)
@@ -354,6 +402,8 @@ static int turn(struct groups *groups, struct err *err)
     if (!database_connected(groups->database))
         return wait_for_connection(groups, err);
 
+    if (groups->locked.first != NULL && clock_usec() >= groups->locked_usec)
+        take_up_again(groups);
     int r = run_all_errands(groups, err);
     /* Whoever is about to be answered goes first; whoever has come just now has time. */
     if (r == 0 && waits_are_rung(&groups->waits))
@@ -394,7 +444,7 @@ static void wind_up(struct groups *groups)
     while (r == 0 && has_errands(groups))
         r = run_all_errands(groups, &err);
     if (r == 0)
-        r = dealer_clear(&groups->dealer, &err);
+        r = returns_clear(&groups->dealer.returns, &err);
     answer_hopeless(groups, true);
     waits_expire(&groups->waits, true);
     if (r == 0)
@@ -551,6 +601,7 @@ struct groups *groups_new(const struct groups_settings *settings)
     groups->settings.dsn = groups->settings.password = NULL; /* kept by database */
     for (size_t i = 0; i < ERRAND_KINDS; i++)
         groups->errands[i].tail = &groups->errands[i].first;
+    groups->locked.tail = &groups->locked.first;
     waits_init(&groups->waits);
     (void)pthread_mutex_init(&groups->lock, NULL);
     if (mailbox_init(&groups->mailbox, NULL) < 0 || make_rooms(groups, settings) < 0 ||

@@ -37,6 +37,7 @@ struct groups_settings {
     long schema_version;  /* the newest migration this program knows */
     size_t consumers_max;
     size_t waits_max;
+    size_t groups_max; /* of all gateways together, in the database */
     struct stats *stats;
 };
 

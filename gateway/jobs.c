@@ -19,8 +19,10 @@
 #define REASON_MAX_BYTES 1024
 #define DELAY_MAX_USEC   (30 * 24 * 3600 * USEC_PER_SEC)
 
-/* Groups in one list. */
-#define LIST_MAX "1000"
+/* Groups in one list, and how much is counted of lag and deliveries for all of them together:
+ * the more groups, the less of each. */
+#define LIST_MAX  "1000"
+#define COUNT_MAX "100000"
 
 #define UNAVAILABLE "the gateway is about to end"
 
@@ -149,6 +151,7 @@ static enum MHD_Result answer_errand(struct exchange *exchange, const struct job
                                 "this delivery is not held any more: it was acknowledged "
                                 "or given back, or its lease was over and it has gone to "
                                 "another");
+    case ERRAND_LOCKED: /* is no answer */
     case ERRAND_UNAVAILABLE:
         break;
     }
@@ -413,16 +416,26 @@ enum MHD_Result jobs_groups(struct exchange *exchange)
         {.name = NULL},
     };
     static const char sql[] =
-        "SELECT pg_catalog.json_build_object('groups', coalesce("
-        "pg_catalog.json_agg(pg_catalog.row_to_json(a)), '[]')) FROM (SELECT l.channel, "
-        "l.name AS \"group\", l.lag, l.in_flight, l.due, l.dead, l.lost, "
-        "l.\"position\"::text, l.max_attempts, " UTC(
-            "l.created_at") " AS created_at, "
-                            "pg_catalog.round(extract(epoch FROM "
-                            "l.oldest_unacked)::numeric, 3) "
-                            "AS oldest_unacked_seconds FROM gateway.group_list l "
-                            "WHERE $1::text IS NULL OR l.channel = $1 "
-                            "ORDER BY l.channel, l.name LIMIT " LIST_MAX ") a";
+        "WITH chosen AS MATERIALIZED (SELECT g FROM gateway.groups g "
+        "WHERE $1::text IS NULL OR g.channel = $1 "
+        "ORDER BY g.channel, g.name LIMIT " LIST_MAX "), "
+        "most (most) AS MATERIALIZED (SELECT greatest(100, least(10000, " COUNT_MAX
+        " / greatest(1, count(*))))::int4 FROM chosen), "
+        "listed AS MATERIALIZED (SELECT (s.g).channel, (s.g).name AS \"group\", l.lag, "
+        "l.in_flight, l.due, l.dead, l.lost, l.\"position\"::text, "
+        "(s.g).max_attempts, " UTC(
+            "(s.g).created_at") " AS created_at, "
+                                "pg_catalog.round(extract(epoch FROM "
+                                "l.oldest_unacked)::numeric, 3) "
+                                "AS oldest_unacked_seconds FROM chosen s CROSS JOIN most "
+                                "m "
+                                "CROSS JOIN LATERAL gateway.group_state(s.g, m.most) l) "
+                                "SELECT pg_catalog.json_build_object('groups', "
+                                "coalesce((SELECT "
+                                "pg_catalog.json_agg(pg_catalog.row_to_json(l) ORDER BY "
+                                "l.channel, l.\"group\") "
+                                "FROM listed l), '[]'), 'counted_to', m.most) FROM most "
+                                "m";
     struct asking *asking = exchange->state;
     struct query query;
 

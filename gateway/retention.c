@@ -34,8 +34,8 @@
 /* So long a client may take to send again what it was not answered. */
 #define DAY_USEC (24 * 3600 * USEC_PER_SEC)
 
-/* One kind of thing that grows old. Its SQL runs one batch and answers two columns: how many
- * were deleted, NULL when another gateway is at it; and where the next batch goes on, NULL for
+/* One kind of thing that grows old, or is over. Its SQL runs one batch and answers two columns: how
+ * many were deleted, NULL when another gateway is at it; and where the next batch goes on, NULL for
  * where this one began. $1 is the age as an interval, $2 the rows of a batch, $3 where to go
  * on, 0 at first; it uses all three. */
 struct step {
@@ -55,6 +55,9 @@ static const struct step steps[] = {
     {"SELECT p.purged, p.last_seq FROM gateway.purge_deliveries(CAST($1 AS interval), "
      "CAST($2 AS int4), CAST($3 AS int8)) p",
      DAY_USEC, STATS_DELIVERIES_PURGED},
+    {"SELECT gateway.bury_used_up(CAST($2 AS int4)), CAST(nullif($3, '0') AS int8) "
+     "WHERE CAST($1 AS interval) > '0'",
+     DAY_USEC, STATS_GROUPS_BURIED},
 };
 
 struct retention {

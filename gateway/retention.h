@@ -20,6 +20,9 @@
  *     may send again (gateway.idempotency_keys) are kept as long as events, but at least a day;
  *     what groups were handed (gateway.deliveries) goes when its event is gone.
  *
+ * It also buries what has used up its attempts in groups: where no gateway serves groups nobody
+ * else would.
+ *
  * Threads: new, start, stop and free on main.
  */
 #ifndef RETENTION_H

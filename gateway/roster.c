@@ -140,7 +140,7 @@ static void look_again(struct wheel_timer *timer)
 {
     struct group *group = CONTAINER_OF(timer, struct group, look);
     set_look(group);
-    group->full = roster_places(group) == 0;
+    group->full = group->checking || roster_places(group) == 0;
     roster_news(group);
 }
 

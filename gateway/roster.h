@@ -76,7 +76,10 @@ struct group {
     size_t exclusive_count;
     bool locked;       /* its owner's: the holder is one of this gateway */
     unsigned attempts; /* to be told with the next claim; 0: nothing */
-    bool full;         /* no place was free at the last look; until its owner sees it */
+    bool full; /* no place was free at the last look, or it is being checked; until its
+                * owner sees it */
+    bool checking;        /* its owner's: it goes on with that at the next look */
+    size_t checked_count; /* its owner's: so many hands have been checked */
     bool dry; /* nothing was there at the last look, and there was no news since */
     bool wanted;
     struct group *wanted_next;

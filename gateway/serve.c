@@ -274,6 +274,7 @@ static int build_doors(struct serve *serve, struct err *err)
         .schema_version = MIGRATE_SCHEMA_VERSION,
         .consumers_max = config->limits.consumers_count,
         .waits_max = config->limits.waits_count,
+        .groups_max = config->limits.groups_count,
         .stats = serve->stats,
     });
     if (serve->listener == NULL || serve->publisher == NULL || serve->readers == NULL ||

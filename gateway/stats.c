@@ -89,6 +89,9 @@ static const struct figure counters[STATS_COUNTER_COUNT] = {
                                    "Of these, those that were not the first attempt."},
     [STATS_GROUPS_ACKS] = {"groups_acks_total", NULL, "Deliveries acknowledged by POST."},
     [STATS_GROUPS_NACKS] = {"groups_nacks_total", NULL, "Deliveries given back by POST."},
+    [STATS_GROUPS_BURIED] = {"groups_buried_total", NULL,
+                             "Deliveries that had used up their attempts, found by this "
+                             "gateway without a claim."},
 };
 
 static const struct figure gauges[STATS_GAUGE_COUNT] = {

@@ -54,6 +54,7 @@ enum stats_counter {
     STATS_GROUPS_REDELIVERIES, /* of these, not the event's first to its group */
     STATS_GROUPS_ACKS,         /* taken by POST */
     STATS_GROUPS_NACKS,        /* likewise */
+    STATS_GROUPS_BURIED,       /* found without a claim: their attempts were used up */
     STATS_COUNTER_COUNT
 };
 

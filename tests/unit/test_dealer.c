@@ -115,7 +115,7 @@ static void however_many_leave_at_once_all_is_given_back(void **state)
     turn_until_dealt(world, EVENTS);
     for (size_t i = 0; i < ARRAY_SIZE(workers); i++)
         dealer_dismiss(&world->dealer, &workers[i]);
-    assert_int_equal(dealer_clear(&world->dealer, &err), 0);
+    assert_int_equal(returns_clear(&world->dealer.returns, &err), 0);
     assert_int_equal(count_due(world), EVENTS);
 }
 
@@ -154,11 +154,11 @@ static void without_memory_who_leaves_is_no_obstacle(void **state)
         failing_malloc_begin(nth);
         dealer_dismiss(&world->dealer, &worker);
         failed = failing_malloc_end();
-        if (dealer_clear(&world->dealer, &err) < 0) {
+        if (returns_clear(&world->dealer.returns, &err) < 0) {
             dealer_is_cut_off(&world->dealer);
             connect_anew(world);
         }
-        assert_int_equal(dealer_clear(&world->dealer, &err), 0);
+        assert_int_equal(returns_clear(&world->dealer.returns, &err), 0);
         pg_run(world->pg.conn,
                "DELETE FROM gateway.deliveries; DELETE FROM gateway.events");
     }

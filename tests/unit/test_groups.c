@@ -172,6 +172,7 @@ static void start(struct world *world, const char *dsn)
         .schema_version = MIGRATE_SCHEMA_VERSION,
         .consumers_max = 3,
         .waits_max = 2,
+        .groups_max = 100,
         .stats = world->stats,
     });
     assert_non_null(world->groups);
@@ -415,7 +416,7 @@ static void stopping_gives_back_and_ends_everybody(void **state)
     drop_frames(&worker);
 }
 
-/* Whoever wants a row of gateway.deliveries waits until thaw(). */
+/* No row of gateway.deliveries is to be had until thaw(). */
 static void freeze(struct world *world)
 {
     pg_run(world->pg.conn, "BEGIN; SELECT FROM gateway.deliveries FOR UPDATE");
@@ -426,13 +427,17 @@ static void thaw(struct world *world)
     pg_run(world->pg.conn, "ROLLBACK");
 }
 
-/* The groups have waited for a row, and have given up. */
-static void wait_for_refusal(struct world *world)
+/* The groups have asked for that, and been answered. */
+static void wait_for_answer(struct world *world, const char *function)
 {
-    static const char waiting[] = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+    char asked[300];
 
-    WAIT_FOR(pg_number(world->pg.conn, waiting) == 1);
-    WAIT_FOR(pg_number(world->pg.conn, waiting) == 0);
+    (void)snprintf(asked, sizeof(asked),
+                   "SELECT count(*) FROM pg_stat_activity WHERE datname = "
+                   "current_database() AND application_name LIKE '%%/groups' AND "
+                   "state = 'idle' AND query LIKE '%%gateway.%s(%%'",
+                   function);
+    WAIT_FOR(pg_number(world->pg.conn, asked) == 1);
 }
 
 static void what_could_not_be_given_back_is_given_back_later(void **state)
@@ -446,7 +451,7 @@ static void what_could_not_be_given_back_is_given_back_later(void **state)
     WAIT_FOR(load(&first.dealt) == 1);
     freeze(world);
     leave(&first);
-    wait_for_refusal(world);
+    wait_for_answer(world, "release");
     thaw(world);
     assert_int_equal(join(world, &second, 1, false), 0);
     WAIT_FOR(load(&second.dealt) == 1);
@@ -493,8 +498,7 @@ static void a_new_holder_begins_with_what_was_in_flight(void **state)
     assert_int_equal(join(world, &next, 1, true), 0);
     freeze(world);
     leave(&holder);
-    wait_for_refusal(world); /* of what it gives back */
-    wait_for_refusal(world); /* of what the next one calls back */
+    wait_for_answer(world, "recall");
     thaw(world);
     WAIT_FOR(load(&next.dealt) == 1);
     assert_int_equal(next.frames[0]->seq, seq);
