@@ -11,7 +11,7 @@ VERSION := 0.1.0
 MODULES := \
     base err log clock thread buf stats \
     mailbox poller event delivery json sse keyset tally ring channels filter wheel roster \
-    units secret inifile config sockets service \
+    units secret inifile setting config sockets service \
     dsn database schema array retry sqlfile migrate bell relay intake listener batch queue publisher \
     readers lookup question replay retention \
     statement claim returns errand waits dealer groups \

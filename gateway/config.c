@@ -11,6 +11,7 @@
 #include "buf.h"
 #include "inifile.h"
 #include "secret.h"
+#include "setting.h"
 #include "units.h"
 
 #ifndef PGSSE_DATADIR
@@ -26,27 +27,6 @@
 
 enum origin { ORIGIN_DEFAULT, ORIGIN_INI, ORIGIN_ENVIRONMENT, ORIGIN_COMMAND_LINE };
 
-enum type {
-    TYPE_TEXT,   /* char * */
-    TYPE_SECRET, /* char *, a connection string: never shown with its passwords */
-    TYPE_FLAG,   /* bool */
-    TYPE_COUNT,  /* uint64_t */
-    TYPE_BYTES,  /* uint64_t */
-    TYPE_USEC,   /* uint64_t */
-    TYPE_USEC_0, /* uint64_t; 0 is allowed beside what is between the limits */
-    TYPE_LEVEL,  /* enum log_level */
-    TYPE_ORDER,  /* bool: exact */
-};
-
-struct setting {
-    const char *section;
-    const char *key;
-    enum type type;
-    size_t offset;        /* in struct config */
-    const char *fallback; /* the default, as it would stand in the ini file */
-    uint64_t min, max;    /* of numbers, in the type's unit */
-};
-
 #define SEC                    USEC_PER_SEC
 #define HOUR                   (3600 * SEC)
 #define DAY                    (24 * HOUR)
@@ -56,46 +36,46 @@ struct setting {
 /* gateway.ini says what each is for; a test compares the two. */
 /* clang-format off */
 static const struct setting settings[] = {
-    {"http", "listen", TYPE_TEXT, PLACE(http, listen), "127.0.0.1:8080", 0, 0},
-    {"http", "static_dir", TYPE_TEXT, PLACE(http, static_dir), "", 0, 0},
-    {"http", "cors_origins", TYPE_TEXT, PLACE(http, cors_origins), "", 0, 0},
+    {"http", "listen", SETTING_TEXT, PLACE(http, listen), "127.0.0.1:8080", 0, 0},
+    {"http", "static_dir", SETTING_TEXT, PLACE(http, static_dir), "", 0, 0},
+    {"http", "cors_origins", SETTING_TEXT, PLACE(http, cors_origins), "", 0, 0},
 
-    {"database", "dsn", TYPE_SECRET, PLACE(database, dsn), "", 0, 0},
-    {"database", "listen_dsn", TYPE_SECRET, PLACE(database, listen_dsn), "", 0, 0},
-    {"database", "password_file", TYPE_TEXT, PLACE(database, password_file), "", 0, 0},
-    {"database", "migrate_on_start", TYPE_FLAG, PLACE(database, migrate_on_start), "no", 0, 1},
-    {"database", "migrations_dir", TYPE_TEXT, PLACE(database, migrations_dir), "", 0, 0},
+    {"database", "dsn", SETTING_SECRET, PLACE(database, dsn), "", 0, 0},
+    {"database", "listen_dsn", SETTING_SECRET, PLACE(database, listen_dsn), "", 0, 0},
+    {"database", "password_file", SETTING_TEXT, PLACE(database, password_file), "", 0, 0},
+    {"database", "migrate_on_start", SETTING_FLAG, PLACE(database, migrate_on_start), "no", 0, 1},
+    {"database", "migrations_dir", SETTING_TEXT, PLACE(database, migrations_dir), "", 0, 0},
 
-    {"events", "retention", TYPE_USEC_0, PLACE(events, retention_usec), "0", SEC, 3650 * DAY},
+    {"events", "retention", SETTING_USEC_0, PLACE(events, retention_usec), "0", SEC, 3650 * DAY},
 
-    {"channels", "relay", TYPE_TEXT, PLACE(channels, relay), "", 0, 0},
-    {"channels", "relay_max", TYPE_COUNT, PLACE(channels, relay_max_count), "10000", 1, 1000000},
-    {"channels", "relay_order", TYPE_ORDER, PLACE(channels, relay_exact), "commit", 0, 1},
+    {"channels", "relay", SETTING_TEXT, PLACE(channels, relay), "", 0, 0},
+    {"channels", "relay_max", SETTING_COUNT, PLACE(channels, relay_max_count), "10000", 1, 1000000},
+    {"channels", "relay_order", SETTING_ORDER, PLACE(channels, relay_exact), "commit", 0, 1},
 
-    {"stream", "heartbeat", TYPE_USEC, PLACE(stream, heartbeat_usec), "15s", SEC / 10, HOUR},
-    {"stream", "retry", TYPE_USEC, PLACE(stream, retry_usec), "2s", SEC / 100, HOUR},
-    {"stream", "max_age", TYPE_USEC, PLACE(stream, max_age_usec), "0", 0, 30 * DAY},
-    {"stream", "idle_close", TYPE_USEC, PLACE(stream, idle_close_usec), "60s", SEC / 10, DAY},
-    {"stream", "channels", TYPE_COUNT, PLACE(stream, channels_count), "64", 1, 256},
+    {"stream", "heartbeat", SETTING_USEC, PLACE(stream, heartbeat_usec), "15s", SEC / 10, HOUR},
+    {"stream", "retry", SETTING_USEC, PLACE(stream, retry_usec), "2s", SEC / 100, HOUR},
+    {"stream", "max_age", SETTING_USEC, PLACE(stream, max_age_usec), "0", 0, 30 * DAY},
+    {"stream", "idle_close", SETTING_USEC, PLACE(stream, idle_close_usec), "60s", SEC / 10, DAY},
+    {"stream", "channels", SETTING_COUNT, PLACE(stream, channels_count), "64", 1, 256},
 
-    {"ring", "bytes", TYPE_BYTES, PLACE(ring, bytes), "64MiB", 64 * KIB, 64 * GIB},
+    {"ring", "bytes", SETTING_BYTES, PLACE(ring, bytes), "64MiB", 64 * KIB, 64 * GIB},
 
-    {"limits", "body", TYPE_BYTES, PLACE(limits, body_bytes), "4MiB", KIB, 64 * MIB},
-    {"limits", "header", TYPE_BYTES, PLACE(limits, header_bytes), "16KiB", KIB, 32 * KIB},
-    {"limits", "connections", TYPE_COUNT, PLACE(limits, connections_count), "10000", 1, 1000000},
-    {"limits", "header_time", TYPE_USEC, PLACE(limits, header_time_usec), "10s", SEC / 10, HOUR},
-    {"limits", "body_time", TYPE_USEC, PLACE(limits, body_time_usec), "60s", SEC / 10, HOUR},
-    {"limits", "keep_alive", TYPE_USEC, PLACE(limits, keep_alive_usec), "60s", SEC / 10, HOUR},
-    {"limits", "publish_time", TYPE_USEC, PLACE(limits, publish_time_usec), "10s", SEC / 10, HOUR},
-    {"limits", "publish_queue", TYPE_BYTES, PLACE(limits, publish_queue_bytes), "64MiB", 64 * KIB, 16 * GIB},
-    {"limits", "consumers", TYPE_COUNT, PLACE(limits, consumers_count), "1000", 0, 100000},
-    {"limits", "waits", TYPE_COUNT, PLACE(limits, waits_count), "1000", 0, 100000},
-    {"limits", "groups", TYPE_COUNT, PLACE(limits, groups_count), "1000", 0, 100000},
+    {"limits", "body", SETTING_BYTES, PLACE(limits, body_bytes), "4MiB", KIB, 64 * MIB},
+    {"limits", "header", SETTING_BYTES, PLACE(limits, header_bytes), "16KiB", KIB, 32 * KIB},
+    {"limits", "connections", SETTING_COUNT, PLACE(limits, connections_count), "10000", 1, 1000000},
+    {"limits", "header_time", SETTING_USEC, PLACE(limits, header_time_usec), "10s", SEC / 10, HOUR},
+    {"limits", "body_time", SETTING_USEC, PLACE(limits, body_time_usec), "60s", SEC / 10, HOUR},
+    {"limits", "keep_alive", SETTING_USEC, PLACE(limits, keep_alive_usec), "60s", SEC / 10, HOUR},
+    {"limits", "publish_time", SETTING_USEC, PLACE(limits, publish_time_usec), "10s", SEC / 10, HOUR},
+    {"limits", "publish_queue", SETTING_BYTES, PLACE(limits, publish_queue_bytes), "64MiB", 64 * KIB, 16 * GIB},
+    {"limits", "consumers", SETTING_COUNT, PLACE(limits, consumers_count), "1000", 0, 100000},
+    {"limits", "waits", SETTING_COUNT, PLACE(limits, waits_count), "1000", 0, 100000},
+    {"limits", "groups", SETTING_COUNT, PLACE(limits, groups_count), "1000", 0, 100000},
 
-    {"server", "shards", TYPE_COUNT, PLACE(server, shards_count), "0", 0, SHARDS_MAX},
-    {"server", "drain", TYPE_USEC, PLACE(server, drain_usec), "10s", 0, HOUR},
+    {"server", "shards", SETTING_COUNT, PLACE(server, shards_count), "0", 0, SHARDS_MAX},
+    {"server", "drain", SETTING_USEC, PLACE(server, drain_usec), "10s", 0, HOUR},
 
-    {"log", "level", TYPE_LEVEL, PLACE(log, level), "notice", 0, 0},
+    {"log", "level", SETTING_LEVEL, PLACE(log, level), "notice", 0, 0},
 };
 /* clang-format on */
 
@@ -114,190 +94,9 @@ static const void *const_place_of(const struct config *config,
     return (const char *)config + setting->offset;
 }
 
-static bool is_text(const struct setting *setting)
-{
-    return setting->type == TYPE_TEXT || setting->type == TYPE_SECRET;
-}
-
-static char *copy_text(const char *text, size_t len)
-{
-    char *copy = malloc(len + 1);
-
-    if (copy != NULL) {
-        memcpy(copy, text, len);
-        copy[len] = '\0';
-    }
-    return copy;
-}
-
 static int no_memory(struct err *err)
 {
     return err_set(err, -ENOMEM, "no memory for the configuration");
-}
-
-/* Puts a copy in the place of an owned text. */
-static int replace_text(char **place, const char *text, struct err *err)
-{
-    char *copy = copy_text(text, strlen(text));
-
-    if (copy == NULL)
-        return no_memory(err);
-    free(*place);
-    *place = copy;
-    return 0;
-}
-
-/* ---- one value ---- */
-
-static int parse_flag(const char *text, uint64_t *ret_flag)
-{
-    static const char *const words[] = {"no",  "yes", "false", "true",
-                                        "off", "on",  "0",     "1"};
-
-    for (size_t i = 0; i < ARRAY_SIZE(words); i++)
-        if (strcmp(text, words[i]) == 0) {
-            *ret_flag = i % 2;
-            return 0;
-        }
-    return -EINVAL;
-}
-
-static int parse_level(const char *text, uint64_t *ret_level)
-{
-    enum log_level level;
-    int code = log_level_parse(text, &level);
-
-    if (code == 0)
-        *ret_level = (uint64_t)level;
-    return code;
-}
-
-static int parse_order(const char *text, uint64_t *ret_exact)
-{
-    if (strcmp(text, "commit") != 0 && strcmp(text, "near") != 0)
-        return -EINVAL;
-    *ret_exact = text[0] == 'c';
-    return 0;
-}
-
-static int check_text(const char *text)
-{
-    for (; *text != '\0'; text++)
-        if ((unsigned char)*text < 0x20 || *text == 0x7f)
-            return -EINVAL;
-    return 0;
-}
-
-/* Texts have no number; theirs is 0. */
-static int parse_value(const struct setting *setting, const char *text,
-                       uint64_t *ret_number)
-{
-    int code = -EINVAL;
-    uint64_t number = 0;
-
-    switch (setting->type) {
-    case TYPE_TEXT:
-    case TYPE_SECRET:
-        return check_text(text);
-    case TYPE_FLAG:
-        return parse_flag(text, ret_number);
-    case TYPE_LEVEL:
-        return parse_level(text, ret_number);
-    case TYPE_ORDER:
-        return parse_order(text, ret_number);
-    case TYPE_COUNT:
-        code = units_parse_count(text, &number);
-        break;
-    case TYPE_BYTES:
-        code = units_parse_bytes(text, &number);
-        break;
-    case TYPE_USEC:
-    case TYPE_USEC_0:
-        code = units_parse_usec(text, &number);
-        break;
-    }
-    bool zero = setting->type == TYPE_USEC_0 && number == 0;
-    if (code == 0 && !zero && (number < setting->min || number > setting->max))
-        code = -ERANGE;
-    if (code == 0)
-        *ret_number = number;
-    return code;
-}
-
-static void describe_allowed(const struct setting *setting, char *text, size_t size)
-{
-    char min[UNITS_TEXT_MAX], max[UNITS_TEXT_MAX];
-
-    switch (setting->type) {
-    case TYPE_TEXT:
-    case TYPE_SECRET:
-        snprintf(text, size, "text without control characters");
-        break;
-    case TYPE_FLAG:
-        snprintf(text, size, "yes, no, true, false, on, off, 1 or 0");
-        break;
-    case TYPE_LEVEL:
-        snprintf(text, size, "error, warning, notice or debug");
-        break;
-    case TYPE_ORDER:
-        snprintf(text, size, "commit or near");
-        break;
-    case TYPE_COUNT:
-        snprintf(text, size, "a number from %" PRIu64 " to %" PRIu64, setting->min,
-                 setting->max);
-        break;
-    case TYPE_BYTES:
-        units_format_bytes(setting->min, min);
-        units_format_bytes(setting->max, max);
-        snprintf(text, size, "a size from %s to %s, in KiB, MiB or GiB", min, max);
-        break;
-    case TYPE_USEC:
-    case TYPE_USEC_0:
-        units_format_usec(setting->min, min);
-        units_format_usec(setting->max, max);
-        snprintf(text, size, "%sa duration from %s to %s, in ms, s, min, h or d",
-                 setting->type == TYPE_USEC_0 ? "0, or " : "", min, max);
-        break;
-    }
-}
-
-static int fail_value(const struct setting *setting, const char *text, const char *where,
-                      struct err *err)
-{
-    char allowed[128];
-
-    describe_allowed(setting, allowed, sizeof(allowed));
-    if (setting->type == TYPE_SECRET)
-        return err_set(err, -EINVAL, "%s: [%s] %s: must be %s", where, setting->section,
-                       setting->key, allowed);
-    return err_set(err, -EINVAL, "%s: [%s] %s = '%.60s': must be %s", where,
-                   setting->section, setting->key, text, allowed);
-}
-
-static int store_value(struct config *config, const struct setting *setting,
-                       const char *text, uint64_t number, struct err *err)
-{
-    void *place = place_of(config, setting);
-
-    switch (setting->type) {
-    case TYPE_TEXT:
-    case TYPE_SECRET:
-        return replace_text(place, text, err);
-    case TYPE_FLAG:
-    case TYPE_ORDER:
-        *(bool *)place = number != 0;
-        break;
-    case TYPE_COUNT:
-    case TYPE_BYTES:
-    case TYPE_USEC:
-    case TYPE_USEC_0:
-        *(uint64_t *)place = number;
-        break;
-    case TYPE_LEVEL:
-        *(enum log_level *)place = (enum log_level)number;
-        break;
-    }
-    return 0;
 }
 
 /* Checks the value, and keeps it unless one from a stronger origin is there already. */
@@ -307,11 +106,11 @@ static int assign(struct config *config, const struct setting *setting, const ch
     size_t index = (size_t)(setting - settings);
     uint64_t number = 0;
 
-    if (parse_value(setting, text, &number) < 0)
-        return fail_value(setting, text, where, err);
+    if (setting_parse(setting, text, &number) < 0)
+        return setting_refuse(setting, text, where, err);
     if (config->origin[index] > origin)
         return 0;
-    int code = store_value(config, setting, text, number, err);
+    int code = setting_store(setting, place_of(config, setting), text, number, err);
     if (code == 0)
         config->origin[index] = (uint8_t)origin;
     return code;
@@ -498,7 +297,7 @@ static int read_ini(struct config *config, const char *path, bool may_be_missing
 
     if (code == -ENOENT && may_be_missing)
         return 0;
-    return code < 0 ? code : replace_text(&config->file, path, err);
+    return code < 0 ? code : setting_replace_text(&config->file, path, err);
 }
 
 /* ---- what the sources leave open ---- */
@@ -521,7 +320,7 @@ static int find_repository(char **ret_repository, struct err *err)
         bool found = above > 0 && access(path, F_OK) == 0;
         *slash = '\0';
         if (found)
-            return replace_text(ret_repository, path, err);
+            return setting_replace_text(ret_repository, path, err);
     }
     return 0;
 }
@@ -569,19 +368,22 @@ static int find_password(struct config *config, char *const environment[],
 static int fill_gaps(struct config *config, const char *repository,
                      char *const environment[], struct err *err)
 {
+    const struct setting *dsn = find_setting("database", "dsn");
     const char *url = find_in(environment, "DATABASE_URL");
+    uint64_t none;
     int code = 0;
 
     if (*config->database.dsn == '\0' && url != NULL) {
-        if (check_text(url) < 0)
+        if (setting_parse(dsn, url, &none) < 0)
             return err_set(err, -EINVAL,
                            "DATABASE_URL: must be text without control "
                            "characters");
-        code = replace_text(&config->database.dsn, url, err);
-        config->origin[find_setting("database", "dsn") - settings] = ORIGIN_DEFAULT;
+        code = setting_replace_text(&config->database.dsn, url, err);
+        config->origin[dsn - settings] = ORIGIN_DEFAULT;
     }
     if (code == 0 && *config->database.listen_dsn == '\0')
-        code = replace_text(&config->database.listen_dsn, config->database.dsn, err);
+        code =
+            setting_replace_text(&config->database.listen_dsn, config->database.dsn, err);
     if (code == 0)
         code = fill_folder(&config->http.static_dir, repository, "static", err);
     if (code == 0)
@@ -627,9 +429,9 @@ struct config *config_new(void)
     if (config == NULL)
         return NULL;
 
-    int code = replace_text(&config->file, "", NULL);
+    int code = setting_replace_text(&config->file, "", NULL);
     if (code == 0)
-        code = replace_text(&config->database.password, "", NULL);
+        code = setting_replace_text(&config->database.password, "", NULL);
     for (size_t i = 0; i < SETTING_COUNT && code == 0; i++)
         code = assign(config, &settings[i], settings[i].fallback, ORIGIN_DEFAULT,
                       "default", NULL);
@@ -645,48 +447,11 @@ void config_free(struct config *config)
     if (config == NULL)
         return;
     for (size_t i = 0; i < SETTING_COUNT; i++)
-        if (is_text(&settings[i]))
+        if (setting_is_text(&settings[i]))
             free(*(char **)place_of(config, &settings[i]));
     secret_free(config->database.password);
     free(config->file);
     free(config);
-}
-
-static void print_value(const struct config *config, const struct setting *setting,
-                        struct buf *text)
-{
-    const void *place = const_place_of(config, setting);
-    char with_unit[UNITS_TEXT_MAX];
-
-    switch (setting->type) {
-    case TYPE_TEXT:
-        buf_add_text(text, *(char *const *)place);
-        break;
-    case TYPE_SECRET:
-        secret_mask_dsn(*(char *const *)place, text);
-        break;
-    case TYPE_FLAG:
-        buf_add_text(text, *(const bool *)place ? "yes" : "no");
-        break;
-    case TYPE_ORDER:
-        buf_add_text(text, *(const bool *)place ? "commit" : "near");
-        break;
-    case TYPE_COUNT:
-        buf_add_format(text, "%" PRIu64, *(const uint64_t *)place);
-        break;
-    case TYPE_BYTES:
-        units_format_bytes(*(const uint64_t *)place, with_unit);
-        buf_add_text(text, with_unit);
-        break;
-    case TYPE_USEC:
-    case TYPE_USEC_0:
-        units_format_usec(*(const uint64_t *)place, with_unit);
-        buf_add_text(text, with_unit);
-        break;
-    case TYPE_LEVEL:
-        buf_add_text(text, log_level_word(*(const enum log_level *)place));
-        break;
-    }
 }
 
 int config_print(const struct config *config, FILE *file)
@@ -697,7 +462,7 @@ int config_print(const struct config *config, FILE *file)
         if (section_begins_at(i))
             buf_add_format(&text, "%s[%s]\n", i == 0 ? "" : "\n", settings[i].section);
         buf_add_format(&text, "%s = ", settings[i].key);
-        print_value(config, &settings[i], &text);
+        setting_print(&settings[i], const_place_of(config, &settings[i]), &text);
         buf_add_text(&text, "\n");
     }
     int code = buf_ok(&text);

@@ -131,7 +131,7 @@ static int read_subscription(const struct exchange *exchange,
         {.name = "max_attempts", .take = set_attempts},
         {.name = "last_event_id", .take = set_earliest},
         {.name = "exclusive", .take = set_exclusive},
-        {NULL},
+        {.name = NULL},
     };
 
     *ret_wanted = (struct subscription){

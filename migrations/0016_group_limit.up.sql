@@ -1,4 +1,4 @@
--- 0015_group_limit: groups have bounds. So many of them; nobody waits for a delivery that
+-- 0016_group_limit: groups have bounds. So many of them; nobody waits for a delivery that
 -- somebody else has locked; what has used up its attempts is found without a claim; who
 -- removes a group tells its consumers.
 

@@ -1,4 +1,4 @@
--- 0015_group_limit: takes it back; groups, and what was delivered to them, stay.
+-- 0016_group_limit: takes it back; groups, and what was delivered to them, stay.
 SET LOCAL lock_timeout = '5s'; -- as on the way up
 DROP FUNCTION gateway.bury_used_up(integer);
 DROP INDEX gateway.deliveries_again;
