@@ -1,7 +1,8 @@
 """The naive gateway's groups: a claim every tenth of a second for each consumer. Its mistakes:
 
     handed-to-two           every tenth delivery goes to another consumer of the group as well
-    forgotten-ack           every tenth acknowledgement is answered 204, and not done
+    forgotten-ack           every tenth acknowledgement of a group whose consumers share is answered
+                            204, and not done
     two-holders             of an exclusive group nobody holds the lock
 """
 
@@ -32,6 +33,7 @@ class Groups:
         self.dealt = self.acknowledged = 0
         self.sessions = threading.local()
         self.doubles = {}  # group -> frames that are to be dealt once more, and by whom
+        self.exclusive = set()  # of their names
 
     def session(self, connect):
         """A connection for each thread that acknowledges."""
@@ -39,8 +41,11 @@ class Groups:
             self.sessions.connection = connect()
         return self.sessions.connection
 
-    def answers_only(self):
-        """Whether this acknowledgement is not done."""
+    def answers_only(self, group):
+        """Whether this acknowledgement is not done. An exclusive group's lease is long: whatever
+        is forgotten would keep its one consumer waiting."""
+        if group in self.exclusive:
+            return False
         with self.lock:
             self.acknowledged += 1
             return self.mistake == "forgotten-ack" and self.acknowledged % 10 == 0
@@ -67,6 +72,8 @@ class Consumer:
         self.max = int(query["max"])
         self.lease, self.attempts = query["lease"], int(query["max_attempts"])
         self.exclusive = query.get("exclusive") == "true" and groups.mistake != "two-holders"
+        if self.exclusive:
+            groups.exclusive.add(self.group)
         self.ids = set()  # dealt, and not acknowledged when it last looked
 
     def run(self):
@@ -111,7 +118,7 @@ class Consumer:
 def settle(groups, connect, path, query):
     """The status for /events/<delivery>/ack or nack."""
     _, _, id, what = path.split("/")
-    if what == "ack" and groups.answers_only():
+    if what == "ack" and groups.answers_only(query["group"]):
         return "204 No Content"
     try:
         groups.session(connect).execute(f"SELECT gateway.{what}(%s, %s)", (id, query["group"]))
