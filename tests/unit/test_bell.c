@@ -161,7 +161,7 @@ static void awake_it_polls_while_much_comes_and_lies_down_when_little_does(void 
         assert_int_equal(bell_next(bell, now), BELL_SWEEP);
         bell_sweeping(bell, now);
         bell_swept(bell, now + MSEC, true);
-        assert_in_range(bell_due(bell) - now, 2 * MSEC, 9 * MSEC);
+        assert_uint_in_range(bell_due(bell) - now, 2 * MSEC, 9 * MSEC);
         assert_int_equal(bell_next(bell, now + MSEC), BELL_WAIT);
     }
     for (end = now + 310 * MSEC; now < end && bell_next(bell, now) != BELL_TURN;
@@ -318,7 +318,7 @@ static void a_pause_is_short_after_a_long_sweep_too(void **state)
     bell_on_duty(&bell, START);
     bell_sweeping(&bell, START);
     bell_swept(&bell, START + 3 * USEC_PER_SEC, true);
-    assert_in_range(bell_due(&bell) - (START + 3 * USEC_PER_SEC), MSEC, 10 * MSEC);
+    assert_uint_in_range(bell_due(&bell) - (START + 3 * USEC_PER_SEC), MSEC, 10 * MSEC);
 }
 
 /* A transaction that has been told not to ring, and stays open, costs a few looks a second;
@@ -347,7 +347,7 @@ static void who_does_not_let_go_of_the_bell_is_waited_for_with_growing_pauses(
             now = MIN(bell_due(bell), now + 10 * MSEC);
         }
     }
-    assert_in_range(sweeps, 70, 200);
+    assert_uint_in_range(sweeps, 70, 200);
     pg_run(writer, "COMMIT");
     PQfinish(writer);
     assert_int_equal(turn(sleeper), 0);

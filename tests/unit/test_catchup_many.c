@@ -57,7 +57,7 @@ static void many_who_come_back_at_once_share_a_handful_of_queries(void **state)
                   (unsigned long long)pages, (after - MIN(after, before)) / CLIENTS);
     /* Some twenty; more if the shards are slower than the database. Each for itself would
      * have cost two or more. */
-    assert_in_range(pages, 4, CLIENTS / 4);
+    assert_uint_in_range(pages, 4, CLIENTS / 4);
     nobody_is_left(world);
     front_close(&world->front);
     free(clients);

@@ -56,11 +56,11 @@ static void jitter_is_within_a_quarter_and_spread(void **state)
     (void)state;
     for (int i = 0; i < 4000; i++) {
         uint64_t value = clock_jitter(1000000);
-        assert_in_range(value, 750000, 1249999);
+        assert_uint_in_range(value, 750000, 1249999);
         quarters[(value - 750000) / 125000]++;
     }
     for (size_t i = 0; i < ARRAY_SIZE(quarters); i++)
-        assert_in_range(quarters[i], 800, 1200);
+        assert_uint_in_range(quarters[i], 800, 1200);
 }
 
 static void jitter_of_little_or_never_is_itself(void **state)
@@ -85,7 +85,7 @@ static void a_random_value_stays_below_its_bound(void **state)
     assert_int_equal(clock_random(1), 0);
     for (int i = 0; i < 500; i++) {
         uint64_t value = clock_random(5);
-        assert_in_range(value, 0, 4);
+        assert_uint_in_range(value, 0, 4);
         seen |= 1u << value;
     }
     assert_int_equal(seen, 31);

@@ -173,7 +173,7 @@ static void there_is_a_limit_to_everything(void **state)
             refuses(text.data, "\"id\" is longer than 1024 bytes");
         } else {
             assert_int_equal(read_text(text.data, &event, NULL), 0);
-            assert_in_range(event.key_len, 2048, EVENT_KEY_MAX_BYTES);
+            assert_uint_in_range(event.key_len, 2048, EVENT_KEY_MAX_BYTES);
             free(event.memory);
         }
         buf_reset(&text);

@@ -91,7 +91,7 @@ static void without_a_word_the_defaults_hold(void **state)
     assert_int_equal(config->limits.body_bytes, 4 * MIB);
     assert_int_equal(config->limits.connections_count, 10000);
     assert_int_equal(config->log.level, LOG_LEVEL_NOTICE);
-    assert_in_range(config_shards(config), 1, 64);
+    assert_uint_in_range(config_shards(config), 1, 64);
     config_free(config);
 }
 

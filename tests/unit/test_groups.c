@@ -31,7 +31,7 @@ static void on_deal(struct enrolment *enrolment, struct sse_frame *frame)
     struct worker *worker = CONTAINER_OF(enrolment, struct worker, enrolment);
     const int at = load(&worker->dealt);
 
-    assert_in_range(at, 0, (int)ARRAY_SIZE(worker->frames) - 1);
+    assert_uint_in_range(at, 0, (int)ARRAY_SIZE(worker->frames) - 1);
     worker->frames[at] = frame;
     atomic_store_explicit(&worker->dealt, at + 1, memory_order_release);
 }
@@ -91,7 +91,7 @@ static void read_id(struct worker *worker, int index, char ret_id[64], uint64_t 
     const char *id = frame->bytes + frame->body_offset + strlen("id: ");
     const size_t len = strcspn(id, "\n");
 
-    assert_in_range(len, 1, 63);
+    assert_uint_in_range(len, 1, 63);
     memcpy(ret_id, id, len);
     ret_id[len] = '\0';
     assert_int_equal(delivery_id_parse(ret_id, len, ret_seq, &attempt), 0);

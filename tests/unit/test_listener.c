@@ -212,7 +212,7 @@ static void an_event_arrives_encoded_and_soon(void **state)
     assert_true(status.writable);
     assert_string_equal(status.reason, "");
     assert_int_equal(stats_gauge_value(world->stats, STATS_HEAD_SEQ), 2);
-    assert_in_range(time_rows(world, world->pg.conn, PUBLISH, TIMES), 0, SOON_USEC);
+    assert_uint_in_range(time_rows(world, world->pg.conn, PUBLISH, TIMES), 0, SOON_USEC);
 }
 
 static void rows_of_applications_are_numbered_and_arrive(void **state)
@@ -288,10 +288,10 @@ static void a_table_that_has_grown_is_not_read_as_a_whole(void **state)
     WAIT_FOR(pg_number(world->pg.conn,
                        "SELECT sum(idx_tup_read) FROM pg_stat_user_indexes "
                        "WHERE indexrelname = 'events_by_seq'") >= 20000);
-    assert_in_range(pg_number(world->pg.conn,
-                              "SELECT seq_tup_read FROM pg_stat_user_tables "
-                              "WHERE relname = 'events'"),
-                    0, 20000);
+    assert_uint_in_range(pg_number(world->pg.conn,
+                                   "SELECT seq_tup_read FROM pg_stat_user_tables "
+                                   "WHERE relname = 'events'"),
+                         0, 20000);
 }
 
 static void a_lost_doorbell_costs_a_second(void **state)
@@ -393,7 +393,7 @@ static void who_was_told_not_to_ring_does_not_wait_for_the_look(void **state)
     WAIT_FOR(is_listening(world));
     usleep(1500000); /* as slow as it ever polls */
     assert_false(is_asleep(world));
-    assert_in_range(time_rows(world, world->pg.conn, INSERT, TIMES), 0, SOON_USEC);
+    assert_uint_in_range(time_rows(world, world->pg.conn, INSERT, TIMES), 0, SOON_USEC);
 
     /* What it has waited for comes by the poll, and not a second after it fell asleep. */
     uint64_t times[TIMES];
@@ -406,7 +406,7 @@ static void who_was_told_not_to_ring_does_not_wait_for_the_look(void **state)
         WAIT_FOR(is_asleep(world));
         hold_bell(world, open);
     }
-    assert_in_range(median(times, TIMES), 0, SOON_USEC);
+    assert_uint_in_range(median(times, TIMES), 0, SOON_USEC);
     PQfinish(open);
 }
 
@@ -431,7 +431,7 @@ static void a_long_transaction_keeps_nobody_awake_and_comes_at_once(void **state
         times[i] = clock_usec() - begin;
         PQfinish(open[i]);
     }
-    assert_in_range(median(times, TIMES), 0, SOON_USEC);
+    assert_uint_in_range(median(times, TIMES), 0, SOON_USEC);
 }
 
 /* Of two, one has the duty. When it is gone the other one takes it over. */
@@ -455,7 +455,7 @@ static void the_duty_passes_on(void **state)
     WAIT_FOR(is_asleep(world));
     assert_int_equal(locks(world, 4, "ExclusiveLock"), 1);
     wait_for_events(world, 1);
-    assert_in_range(time_rows(world, world->pg.conn, INSERT, TIMES), 0, SOON_USEC);
+    assert_uint_in_range(time_rows(world, world->pg.conn, INSERT, TIMES), 0, SOON_USEC);
     listener_free(first);
     ring_free(first_ring);
 }
@@ -471,7 +471,7 @@ static void off_duty_it_hears_what_the_one_on_duty_does_not(void **state)
                    "pg_advisory_lock(1885827955, 4)");
     start(world, world->pg.dsn);
     WAIT_FOR(is_listening(world));
-    assert_in_range(time_rows(world, world->pg.conn, INSERT, TIMES), 0, SOON_USEC);
+    assert_uint_in_range(time_rows(world, world->pg.conn, INSERT, TIMES), 0, SOON_USEC);
     PQfinish(frozen);
     WAIT_FOR(is_asleep(world));
 }
@@ -485,7 +485,8 @@ static void frozen_on_duty_and_awake_costs_a_second(void **state)
     pg_run(frozen, "SELECT pg_advisory_lock(1885827955, 4)");
     start(world, world->pg.dsn);
     WAIT_FOR(is_listening(world));
-    assert_in_range(time_rows(world, world->pg.conn, INSERT, 3), 0, 3 * USEC_PER_SEC / 2);
+    assert_uint_in_range(time_rows(world, world->pg.conn, INSERT, 3), 0,
+                         3 * USEC_PER_SEC / 2);
     PQfinish(frozen);
     WAIT_FOR(is_asleep(world));
 }
@@ -514,7 +515,7 @@ static void an_idle_database_stays_idle(void **state)
     sleep(4);
     const long long count = transactions(world) - before;
     const long long seconds = (long long)((clock_usec() - begin) / USEC_PER_SEC);
-    assert_in_range(count, 3, 3 * seconds + 5); /* three a second */
+    assert_uint_in_range(count, 3, 3 * seconds + 5); /* three a second */
 }
 
 /* Publishes on a thread of its own while the connections are being killed. */
@@ -588,7 +589,7 @@ static void stopping_while_frozen_is_quick(void **state)
     usleep(1100000); /* a look is on its way now, and has two seconds left or more */
     uint64_t begin = clock_usec();
     listener_stop(world->listener);
-    assert_in_range(clock_usec() - begin, 0, 3 * USEC_PER_SEC / 2);
+    assert_uint_in_range(clock_usec() - begin, 0, 3 * USEC_PER_SEC / 2);
 }
 
 static void a_missing_schema_is_said_and_its_coming_is_noticed(void **state)
@@ -664,8 +665,8 @@ static void large_events_come_as_they_went_in(void **state)
            "INSERT INTO gateway.events (data) SELECT "
            "to_json(repeat('\xc3\xa4', 500000)) FROM generate_series(1, 20)");
     wait_for_events(world, 20);
-    assert_in_range(stats_counter_value(world->stats, STATS_EVENTS_RECEIVED_BYTES),
-                    20000000, 20010000);
+    assert_uint_in_range(stats_counter_value(world->stats, STATS_EVENTS_RECEIVED_BYTES),
+                         20000000, 20010000);
 }
 
 /* -- events that are not there any more -- */
@@ -876,7 +877,7 @@ static void the_ring_begins_with_no_more_than_there_is_room_for(void **state)
     start(world, world->pg.dsn);
     WAIT_FOR(is_listening(world));
     const int count = wait_for_events(world, 5);
-    assert_in_range(count, 5, 10);
+    assert_uint_in_range(count, 5, 10);
     WAIT_FOR(read_ring(world, NULL, 0) == 0 && world->last_seq == 50);
 }
 

@@ -192,7 +192,7 @@ static void requests_that_wait_share_a_batch(void **state)
                          1);
     }
     assert_int_equal(rows(world), 4001);
-    assert_in_range(stats_counter_value(world->stats, STATS_PUBLISH_BATCHES), 2, 200);
+    assert_uint_in_range(stats_counter_value(world->stats, STATS_PUBLISH_BATCHES), 2, 200);
     free(requests);
 }
 
@@ -534,7 +534,7 @@ static void while_the_database_is_away_the_answer_comes_soon(void **state)
         assert_non_null(strstr(requests[i].publish.err.text, "could not connect"));
     }
     /* A second of patience, far from the deadline. */
-    assert_in_range(clock_usec() - begin, USEC_PER_SEC / 2, 15 * USEC_PER_SEC);
+    assert_uint_in_range(clock_usec() - begin, USEC_PER_SEC / 2, 15 * USEC_PER_SEC);
 }
 
 static void a_missing_schema_is_told_and_its_coming_is_noticed(void **state)
@@ -606,7 +606,7 @@ static void stopping_waits_no_longer_than_its_grace(void **state)
     submit(world, &request);
     uint64_t begin = clock_usec();
     publisher_stop(world->publisher, 300000);
-    assert_in_range(clock_usec() - begin, 250000, 7 * USEC_PER_SEC);
+    assert_uint_in_range(clock_usec() - begin, 250000, 7 * USEC_PER_SEC);
     assert_int_equal(wait_for(&request), PUBLISH_UNAVAILABLE);
 }
 

@@ -145,7 +145,7 @@ static void different_keys_seldom_look_alike(void **state)
         refused += !keyset_add(&keys, &unit, 1);
         assert_false(keyset_add(&keys, &unit, 1));
     }
-    assert_in_range(refused, 0, 150);
+    assert_uint_in_range(refused, 0, 150);
 }
 
 static void the_keys_of_one_request_do_not_hinder_it(void **state)

@@ -252,7 +252,7 @@ static void the_deadlines_of_others_are_kept_while_one_is_waited_for(void **stat
     expect_failed(&other, "did not answer in time");
     assert_int_equal(value(&other.begun), 0);
     expect_done(&slow);
-    assert_in_range(other.ended_usec - begin, 200000, slow.ended_usec - begin);
+    assert_uint_in_range(other.ended_usec - begin, 200000, slow.ended_usec - begin);
     expect_done(&patient);
 }
 
@@ -330,7 +330,7 @@ static void when_it_is_back_those_who_waited_are_run(void **state)
         ask(world, &patient[i], "SELECT 1", EVER);
     ask(world, &hasty, "SELECT 1", 300);
     expect_failed(&hasty, "");
-    assert_in_range(hasty.ended_usec - begin, 300000, QUERY_USEC - 1);
+    assert_uint_in_range(hasty.ended_usec - begin, 300000, QUERY_USEC - 1);
     WAIT_FOR(begun_of(patient, ARRAY_SIZE(patient)) > 0);
     usleep(2200000); /* the query on its way has been given up, and its connection */
     proxy_set(&world->proxy, PROXY_PASS);
@@ -407,7 +407,7 @@ static void stopping_tells_everybody_once(void **state)
         assert_int_equal(value(&jobs[i].done) + value(&jobs[i].failed), 1);
         done += value(&jobs[i].done);
     }
-    assert_in_range(done, 1, JOBS - 1);
+    assert_uint_in_range(done, 1, JOBS - 1);
     make(&late, "SELECT 1", 5000);
     assert_int_equal(readers_ask(world->readers, &late.job), -ESHUTDOWN);
     make(&late, "SELECT 1", EVER);

@@ -147,7 +147,7 @@ static void many_ride_over_a_stretch_and_it_is_read_once(void **state)
     }
     /* 20 pages are all there is; each for itself would have needed some 5 000. */
     print_message("%d riders, %llu pages\n", RIDERS, (unsigned long long)pages(world));
-    assert_in_range(pages(world), 20, 200);
+    assert_uint_in_range(pages(world), 20, 200);
 }
 
 static void who_waits_at_the_low_end_has_his_turn(void **state)

@@ -19,7 +19,7 @@ static void pauses_grow_and_begin_anew(void **state)
         longest = MAX(longest, retry.due_usec - now);
         now = retry.due_usec;
     }
-    assert_in_range(longest, USEC_PER_SEC / 3, USEC_PER_SEC * 3 / 4);
+    assert_uint_in_range(longest, USEC_PER_SEC / 3, USEC_PER_SEC * 3 / 4);
 
     clock_set(now);
     retry_up(&retry, "test", "there"); /* broke at once: no end of the trouble */
@@ -32,7 +32,7 @@ static void pauses_grow_and_begin_anew(void **state)
     retry_down(&retry, "test", &err);
     assert_int_equal(retry.due_usec, now);
     retry_down(&retry, "test", &err);
-    assert_in_range(retry.due_usec - now, 30000, 70000);
+    assert_uint_in_range(retry.due_usec - now, 30000, 70000);
     clock_set(0);
 }
 

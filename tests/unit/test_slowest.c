@@ -100,7 +100,7 @@ static void the_slowest_of_all_shards_come_first(void **state)
     for (const char *at = text; (at = strstr(at, "\"events_behind\":")) != NULL; at++) {
         const unsigned long behind = strtoul(at + 16, NULL, 10);
 
-        assert_in_range(behind, 1, MIN(before, 40));
+        assert_uint_in_range(behind, 1, MIN(before, 40));
         before = behind;
     }
     free(text);

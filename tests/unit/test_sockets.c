@@ -94,7 +94,7 @@ static void a_star_listens_to_both_families(void **state)
         assert_true(strncmp(text, "0.0.0.0:", 8) == 0 || strncmp(text, "[::]:", 5) == 0);
         assert_reachable(text, sockets_fd(sockets, i));
     }
-    assert_in_range(sockets_count(sockets), 1, 2);
+    assert_uint_in_range(sockets_count(sockets), 1, 2);
     sockets_close(sockets);
 }
 

@@ -107,7 +107,7 @@ static void every_figure_has_a_name_and_a_help(void **state)
      * build_info may be there as well. */
     size_t heads =
         STATS_COUNTER_COUNT - 3 - 2 + STATS_GAUGE_COUNT + STATS_HISTOGRAM_COUNT;
-    assert_in_range(count_of(text.data, "# TYPE "), heads, heads + 1);
+    assert_uint_in_range(count_of(text.data, "# TYPE "), heads, heads + 1);
     assert_int_equal(text.data[text.len - 1], '\n');
 }
 

@@ -25,7 +25,7 @@ static void note_visit(struct tour *tour, struct fanout *fanout)
 {
     struct walk *walk = CONTAINER_OF(tour, struct walk, tour);
 
-    assert_in_range(walk->count, 0, SHARDS - 1);
+    assert_uint_in_range(walk->count, 0, SHARDS - 1);
     walk->visited[walk->count++] = (unsigned)((char *)fanout - places);
 }
 
