@@ -133,6 +133,7 @@ def test_healthcheck_finds_the_gateway_wherever_it_listens(pg, gateway_factory, 
 
 def test_a_frozen_gateway_is_not_healthy(gateway, command):
     os.kill(gateway.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, gateway.pid, os.WSTOPPED)  # the last of its threads, too
     try:
         done = command("healthcheck", settings={"http.listen": f"127.0.0.1:{gateway.port}"})
     finally:
