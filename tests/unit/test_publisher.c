@@ -192,7 +192,8 @@ static void requests_that_wait_share_a_batch(void **state)
                          1);
     }
     assert_int_equal(rows(world), 4001);
-    assert_uint_in_range(stats_counter_value(world->stats, STATS_PUBLISH_BATCHES), 2, 200);
+    assert_uint_in_range(stats_counter_value(world->stats, STATS_PUBLISH_BATCHES), 2,
+                         200);
     free(requests);
 }
 
