@@ -15,7 +15,7 @@ MODULES := \
     dsn database schema array retry sqlfile migrate bell relay intake listener batch queue publisher \
     readers lookup question replay retention \
     statement claim returns errand waits dealer groups \
-    connection porch lobby stream catchup consumer fanout tour shard \
+    connection porch lobby stream catchup consumer fanout tour daemons shard \
     cloudevents problem form request page exchange common query opening consume jobs confirm \
     events slowest http \
     healthcheck serve main

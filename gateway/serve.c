@@ -337,11 +337,11 @@ static int build_shards(struct serve *serve, struct err *err)
             .connections_max = places.connections,
             .answer_extra_bytes = config->http.cors_origins[0] != '\0' ? 256 : 0,
             .guests_max = MAX(places.guests / serve->shard_count, 1),
-            .answer = http_answer,
-            .completed = http_completed,
-            .unescape = http_unescape,
-            .begun = http_begun,
-            .argument = serve->http,
+            .front = {.answer = http_answer,
+                      .completed = http_completed,
+                      .unescape = http_unescape,
+                      .begun = http_begun,
+                      .argument = serve->http},
         },
         err);
     return serve->shards != NULL ? 0 : -ENOMEM;

@@ -1,13 +1,11 @@
 #include <errno.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "clock.h"
 #include "lobby.h"
-#include "log.h"
 #include "porch.h"
 #include "shard.h"
 #include "thread.h"
@@ -20,30 +18,11 @@
  * who come in a crowd wait for the next event, not the next event for them. */
 #define CROWD_USEC USEC_PER_MSEC
 
-/* libmicrohttpd is run until it has nothing to do, but for others' sake not for ever. */
-#define RUNS_MAX 16
-
 /* A shard shows that it is alive at least so often. */
 #define SLEEP_MAX_MSEC 1000
 
-/* The largest memory that libmicrohttpd has for a connection is this at the least, which is
- * its own default. */
-#define POOL_LARGE (32 * KIB)
-
-/* And what it allocates besides: counted on 0.9.75. */
-#define MHD_CONNECTION_BYTES ((size_t)560)
-
-/* libmicrohttpd has the same memory, a pool, for each connection of a daemon. So there are
- * several daemons for streams, and several for all other requests, the smallest pool first. */
-enum daemon_kind { STREAMS = 0, WORK = 5, DAEMON_COUNT = 7 };
-
-struct daemon {
-    struct poller_source source;
-    struct shard *shard;
-    struct MHD_Daemon *mhd;
-    size_t pool_bytes; /* [const] of each connection */
-    bool pending;      /* it has something to do */
-};
+/* At the end mail is delivered, and libmicrohttpd run, so many times. */
+#define LAST_ROUNDS 16
 
 struct shard {
     struct shards *all;     /* [const] */
@@ -51,7 +30,6 @@ struct shard {
     struct mailbox mailbox; /* any thread may post */
     struct mail drain_mail; /* [main] until posted */
     struct mail stop_mail;  /* [main] until posted */
-    _Atomic size_t load;    /* [atomic] connections */
     _Atomic size_t guests;  /* [atomic] in the lobby; lowered once a turn */
     _Atomic size_t parcels; /* [atomic] descriptors on their way to it */
     struct ring_reader *reader;
@@ -62,13 +40,12 @@ struct shard {
     struct porch *porch;
     struct lobby *lobby;
     struct fanout *fanout;
-    struct daemon daemons[DAEMON_COUNT];
+    struct daemons *daemons; /* [const] */
     struct wheel_timer lobby_closes;
     struct poller_source mailbox_source;
     struct poller_source ring_source;
     struct poller_source crowd_source;
     bool crowd_is_ready;
-    struct connection *connections;
     bool draining;
     bool stopping;
 };
@@ -121,7 +98,7 @@ static void parcel_delivered(struct mail *mail)
 /* Who is there, and who is on the way. */
 static size_t load_of(const struct shard *shard)
 {
-    return atomic_load_explicit(&shard->load, memory_order_relaxed) +
+    return daemons_connections(shard->daemons) +
            atomic_load_explicit(&shard->guests, memory_order_relaxed) +
            atomic_load_explicit(&shard->parcels, memory_order_relaxed);
 }
@@ -174,183 +151,11 @@ static void somebody_came(void *argument, int fd, const struct sockaddr_storage 
     mailbox_post(&shard->mailbox, &parcel->mail);
 }
 
-/* -- and meet libmicrohttpd -- */
-
-/* The smallest pool that the request fits in, with what libmicrohttpd makes of it: the
- * header as it came, its cookies once more, a record for each of its fields (the request line
- * and the blank one are none), and the answer's header. On 0.9.75 no request was found that
- * needs more than by this account. Chrome's come to about 1870. */
-static size_t pick_daemon(const struct shard *shard, const struct lobby_arrival *arrival)
-{
-    const size_t need = arrival->header_len + arrival->cookie_len +
-                        64 * (arrival->field_count - 2) + 224 +
-                        shard->all->settings.answer_extra_bytes;
-    const size_t last = arrival->wants_stream ? WORK - 1 : DAEMON_COUNT - 1;
-    size_t kind = arrival->wants_stream ? STREAMS : WORK;
-
-    while (kind < last && shard->daemons[kind].pool_bytes < need)
-        kind++;
-    return kind;
-}
-
 static void arrived(void *argument, const struct lobby_arrival *arrival)
 {
     struct shard *shard = argument;
-    struct daemon *daemon = &shard->daemons[pick_daemon(shard, arrival)];
 
-    if (shards_connections(shard->all) >=
-        shard->all->settings.connections_max + SHARD_SURPLUS_MAX) {
-        stats_add(shard->all->settings.stats, STATS_CONNECTIONS_REFUSED, 1);
-        close(arrival->fd);
-        return;
-    }
-    /* It closes the descriptor itself when it fails. */
-    (void)MHD_add_connection(daemon->mhd, arrival->fd,
-                             (const struct sockaddr *)&arrival->address,
-                             arrival->address_len);
-    daemon->pending = true;
-}
-
-static void count_connection(const struct daemon *daemon, int change)
-{
-    struct shard *shard = daemon->shard;
-    const size_t bytes =
-        daemon->pool_bytes + MHD_CONNECTION_BYTES + sizeof(struct connection);
-
-    atomic_fetch_add_explicit(&shard->all->connections, (size_t)change,
-                              memory_order_relaxed);
-    atomic_fetch_add_explicit(&shard->load, (size_t)change, memory_order_relaxed);
-    /* The number last: whoever sees it sees the memory with it. */
-    stats_gauge_add(shard->all->settings.stats, STATS_CONNECTION_MEMORY,
-                    change * (int64_t)bytes);
-    stats_gauge_add(shard->all->settings.stats, STATS_CONNECTIONS, change);
-}
-
-/* libmicrohttpd tells of a connection: within MHD_add_connection(), or when it is run. */
-static void connection_changed(void *argument, struct MHD_Connection *mhd, void **context,
-                               enum MHD_ConnectionNotificationCode change)
-{
-    struct daemon *daemon = argument;
-    struct shard *shard = daemon->shard;
-    const struct shard_settings *settings = &shard->all->settings;
-
-    if (change != MHD_CONNECTION_NOTIFY_STARTED) {
-        connection_free(*context);
-        *context = NULL;
-        count_connection(daemon, -1);
-        return;
-    }
-    *context = connection_new(
-        &(struct connection){
-            .mhd = mhd,
-            .shard = shard,
-            .wheel = shard->wheel,
-            .work = &daemon->pending,
-            .stats = settings->stats,
-            .surplus = shards_connections(shard->all) >= settings->connections_max,
-        },
-        &shard->connections);
-    /* Its header is there; but it may be nothing but empty lines. */
-    if (*context != NULL)
-        connection_allow(*context, settings->header_time_usec);
-    count_connection(daemon, 1);
-}
-
-PRINTF_LIKE(2, 0)
-static void daemon_logs(void *argument, const char *format, va_list arguments)
-{
-    char line[256];
-
-    (void)argument;
-    if (vsnprintf(line, sizeof(line), format, arguments) > 0) {
-        line[strcspn(line, "\r\n")] = '\0';
-        log_debug("libmicrohttpd: %s", line);
-    }
-}
-
-static void daemon_ready(struct poller_source *source, uint32_t events)
-{
-    (void)events;
-    CONTAINER_OF(source, struct daemon, source)->pending = true;
-}
-
-static int daemon_start(struct shard *shard, size_t kind, size_t pool_bytes)
-{
-    const struct shard_settings *settings = &shard->all->settings;
-    struct daemon *daemon = &shard->daemons[kind];
-    const size_t limit = settings->connections_max + SHARD_SURPLUS_MAX;
-
-    daemon->shard = shard;
-    daemon->pool_bytes = pool_bytes;
-    daemon->mhd = MHD_start_daemon(
-        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_NO_LISTEN_SOCKET |
-            MHD_USE_TURBO | MHD_USE_ERROR_LOG,
-        0, NULL, NULL, settings->answer, settings->argument, MHD_OPTION_EXTERNAL_LOGGER,
-        daemon_logs, NULL, MHD_OPTION_CONNECTION_LIMIT, (unsigned)limit,
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, pool_bytes, MHD_OPTION_CONNECTION_TIMEOUT, 0U,
-        MHD_OPTION_UNESCAPE_CALLBACK, settings->unescape, NULL,
-        MHD_OPTION_URI_LOG_CALLBACK, settings->begun, settings->argument,
-        MHD_OPTION_NOTIFY_CONNECTION, connection_changed, daemon,
-        MHD_OPTION_NOTIFY_COMPLETED, settings->completed, settings->argument,
-        MHD_OPTION_END);
-    if (daemon->mhd == NULL)
-        return -ENOMEM;
-
-    const union MHD_DaemonInfo *info =
-        MHD_get_daemon_info(daemon->mhd, MHD_DAEMON_INFO_EPOLL_FD);
-    if (info == NULL)
-        return -ENOTSUP;
-    daemon->source = POLLER_SOURCE(daemon_ready);
-    return poller_add(shard->poller, &daemon->source, info->epoll_fd, EPOLLIN);
-}
-
-static int daemons_start(struct shard *shard)
-{
-    const size_t header_max = shard->all->settings.header_max;
-    /* By the account of pick_daemon(), and with what the lobby lets through. */
-    const size_t large = MAX(POOL_LARGE, 5 * header_max);
-    /* A kept connection has the pool that its first request needed, and others may need
-     * more: so there is room for the largest header, if not for as many fields and cookies
-     * as may be in it (those libmicrohttpd answers 431). No more than that, because it wipes
-     * the whole pool after each request: 80 KiB would be a quarter of what a POST costs a
-     * shard. */
-    const size_t work = MAX(POOL_LARGE, 2 * header_max);
-    /* A stream keeps its pool for as long as it lasts: programs fit into the first, browsers
-     * into the second, browsers with cookies into the third. */
-    const size_t pools[DAEMON_COUNT] = {1 * KIB, 2 * KIB, 4 * KIB, 8 * KIB,
-                                        large,   work,    large};
-
-    for (size_t kind = 0; kind < DAEMON_COUNT; kind++) {
-        const int result = daemon_start(shard, kind, pools[kind]);
-
-        if (result < 0)
-            return result;
-    }
-    return 0;
-}
-
-static bool has_more(struct daemon *daemon)
-{
-    MHD_UNSIGNED_LONG_LONG msec;
-
-    return MHD_get_timeout(daemon->mhd, &msec) == MHD_YES && msec == 0;
-}
-
-/* Lets each daemon that has something do it; true if one of them still has. */
-static bool run_daemons(struct shard *shard)
-{
-    bool more = false;
-
-    for (size_t kind = 0; kind < DAEMON_COUNT; kind++) {
-        struct daemon *daemon = &shard->daemons[kind];
-
-        for (int i = 0; i < RUNS_MAX && daemon->pending; i++) {
-            (void)MHD_run(daemon->mhd);
-            daemon->pending = has_more(daemon);
-        }
-        more = more || daemon->pending;
-    }
-    return more;
+    daemons_take(shard->daemons, arrival);
 }
 
 /* -- the loop -- */
@@ -361,15 +166,6 @@ static void crowd_ready(struct poller_source *source, uint32_t events)
     CONTAINER_OF(source, struct shard, crowd_source)->crowd_is_ready = true;
 }
 
-static bool has_work(const struct shard *shard)
-{
-    for (size_t kind = 0; kind < DAEMON_COUNT; kind++) {
-        if (shard->daemons[kind].pending)
-            return true;
-    }
-    return false;
-}
-
 /* Those who are left over are reported in the next turn, behind news, mail and newcomers. A guest
  * who is handed on has cost little yet, and will cost libmicrohttpd much: that counts, too. */
 static void serve_crowd(struct shard *shard)
@@ -378,7 +174,8 @@ static void serve_crowd(struct shard *shard)
         return;
     shard->crowd_is_ready = false;
     const uint64_t until = clock_usec() + CROWD_USEC;
-    while (poller_wait(shard->crowd, 0) && !has_work(shard) && clock_usec() < until) {
+    while (poller_wait(shard->crowd, 0) && !daemons_have_work(shard->daemons) &&
+           clock_usec() < until) {
     }
 }
 
@@ -401,7 +198,7 @@ static void take_turn(struct shard *shard)
     wheel_advance(shard->wheel, now);
 
     const bool more_events = fanout_round(shard->fanout);
-    const bool more_work = run_daemons(shard);
+    const bool more_work = daemons_run(shard->daemons);
 
     /* Those who have left the lobby are connections by now, for whoever sees this. */
     atomic_store_explicit(&shard->guests, lobby_count(shard->lobby),
@@ -428,9 +225,7 @@ static void drain_delivered(struct mail *mail)
     atomic_fetch_add_explicit(&shard->all->closed_count, 1, memory_order_release);
     /* Who has been let in may still say what it wants, if it is quick. */
     wheel_set(shard->wheel, &shard->lobby_closes, clock_usec() + LOBBY_GRACE_USEC);
-    for (struct connection *connection = shard->connections; connection != NULL;
-         connection = connection->next)
-        connection_leave(connection);
+    daemons_leave(shard->daemons);
     fanout_drain(shard->fanout,
                  atomic_load_explicit(&shard->all->spread_usec, memory_order_relaxed));
 }
@@ -446,11 +241,9 @@ static void stop_delivered(struct mail *mail)
 static void wake_everybody(struct shard *shard)
 {
     fanout_close(shard->fanout);
-    for (int i = 0; i < RUNS_MAX; i++) {
+    for (int i = 0; i < LAST_ROUNDS; i++) {
         (void)mailbox_deliver(&shard->mailbox);
-        for (size_t kind = 0; kind < DAEMON_COUNT; kind++)
-            shard->daemons[kind].pending = true;
-        (void)run_daemons(shard);
+        daemons_run_all(shard->daemons);
     }
     (void)mailbox_deliver(&shard->mailbox);
 }
@@ -467,11 +260,7 @@ static void shard_run(void *argument)
     porch_close(shard->porch);
     lobby_clear(shard->lobby);
     wake_everybody(shard);
-    for (size_t kind = 0; kind < DAEMON_COUNT; kind++) {
-        poller_remove(shard->poller, &shard->daemons[kind].source);
-        MHD_stop_daemon(shard->daemons[kind].mhd);
-        shard->daemons[kind].mhd = NULL;
-    }
+    daemons_stop(shard->daemons);
 }
 
 /* -- building and taking down -- */
@@ -544,6 +333,28 @@ static int make_rooms(struct shard *shard, struct err *err)
     return 0;
 }
 
+static int make_daemons(struct shard *shard, struct err *err)
+{
+    const struct shard_settings *settings = &shard->all->settings;
+
+    shard->daemons = daemons_new(
+        &(struct daemons_settings){
+            .poller = shard->poller,
+            .wheel = shard->wheel,
+            .stats = settings->stats,
+            .shard = shard,
+            .connections = &shard->all->connections,
+            .connections_max = settings->connections_max,
+            .surplus_max = SHARD_SURPLUS_MAX,
+            .header_max = settings->header_max,
+            .header_time_usec = settings->header_time_usec,
+            .answer_extra_bytes = settings->answer_extra_bytes,
+            .front = settings->front,
+        },
+        err);
+    return shard->daemons != NULL ? 0 : -ENOMEM;
+}
+
 static int watch_sources(struct shard *shard, struct err *err)
 {
     shard->lobby_closes.fire = lobby_closes;
@@ -581,10 +392,9 @@ static int shard_init(struct shard *shard, struct shards *all, unsigned index,
     result = make_rooms(shard, err);
     if (result < 0)
         return result;
-    result = daemons_start(shard);
+    result = make_daemons(shard, err);
     if (result < 0)
-        return err_set(err, result, "could not start libmicrohttpd: %s",
-                       strerror(-result));
+        return result;
     return watch_sources(shard, err);
 }
 
@@ -592,10 +402,7 @@ static void shard_done(struct shard *shard)
 {
     if (shard->all == NULL)
         return;
-    for (size_t kind = 0; kind < DAEMON_COUNT; kind++) {
-        if (shard->daemons[kind].mhd != NULL)
-            MHD_stop_daemon(shard->daemons[kind].mhd);
-    }
+    daemons_free(shard->daemons);
     lobby_free(shard->lobby);
     fanout_free(shard->fanout);
     porch_free(shard->porch);

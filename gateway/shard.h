@@ -5,12 +5,7 @@
  *                                                                             │
  *        ┌───────────────────────(header complete)────────────────────────────┘
  *        v
- *   libmicrohttpd daemons of this shard, driven by its loop
- *        streams, small  ┐
- *        streams, medium ├─ by what the header takes: memory per idle subscriber
- *        streams, large  ┘
- *        work               everything else: waking a POST walks a daemon's whole list of
- *                           sleepers, so streams sleep in other daemons
+ *   libmicrohttpd's daemons of this shard (daemons.h), driven by its loop
  *
  * The loop: time, a round of the fan-out, libmicrohttpd, mail, newcomers, and a while for the
  * sockets that are ready; with nothing left to do it sleeps on its epoll set alone. Guests and
@@ -24,10 +19,8 @@
 #ifndef SHARD_H
 #define SHARD_H
 
-#include <microhttpd.h>
-
 #include "base.h"
-#include "connection.h"
+#include "daemons.h"
 #include "err.h"
 #include "fanout.h"
 #include "mailbox.h"
@@ -59,13 +52,7 @@ struct shard_settings {
     size_t connections_max;    /* over all shards; more are marked surplus */
     size_t answer_extra_bytes; /* headers of a stream's answer that not all have (CORS) */
     size_t guests_max;         /* silent ones that one shard puts up with */
-
-    /* The front's callbacks, on the shard's thread; see libmicrohttpd. */
-    MHD_AccessHandlerCallback answer;
-    MHD_RequestCompletedCallback completed;
-    size_t (*unescape)(void *argument, struct MHD_Connection *mhd, char *text);
-    void *(*begun)(void *argument, const char *uri, struct MHD_Connection *mhd);
-    void *argument;
+    struct daemons_front front;
 };
 
 /* NULL: err says why. The arrays are copied. */

@@ -244,11 +244,11 @@ static int make_shards(struct bench *bench, struct err *err)
             .header_time_usec = config->limits.header_time_usec,
             .connections_max = places(),
             .guests_max = OTHER_FDS / 2,
-            .answer = http_answer,
-            .completed = http_completed,
-            .unescape = http_unescape,
-            .begun = http_begun,
-            .argument = bench->http,
+            .front = {.answer = http_answer,
+                      .completed = http_completed,
+                      .unescape = http_unescape,
+                      .begun = http_begun,
+                      .argument = bench->http},
         },
         err);
     return bench->shards != NULL ? 0 : -ENOMEM;

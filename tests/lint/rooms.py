@@ -11,7 +11,7 @@ from pathlib import Path
 # Who may speak to whom. A header of a library that is not here may be included by nobody.
 LIBRARIES = {
     "libpq-fe.h": {"dsn", "database", "migrate", "listener", "batch", "publisher", "replay"},
-    "microhttpd.h": {"connection", "stream", "shard", "exchange", "http", "page"},
+    "microhttpd.h": {"connection", "stream", "daemons", "exchange", "http", "page"},
     "systemd/": {"service"},
     "jansson.h": {"cloudevents", "problem", "request", "slowest"},
     "ini.h": {"inifile"},
