@@ -46,22 +46,15 @@ int claim_run(const struct claim *claim, struct database *database,
 }
 
 int claim_give_back(struct pairs *deliveries, struct database *database,
-                    uint64_t deadline_usec, struct pairs *ret_locked, struct err *err)
+                    uint64_t deadline_usec, PGresult **ret_result, struct err *err)
 {
-    CLEANUP(database_clear) PGresult *result = NULL;
     /* The function may return nothing: that it is done loosely must not depend on it. */
-    const int r =
-        pairs_query(deliveries,
-                    "SELECT r.id, r.group_name, l.loosely FROM (SELECT " STATEMENT_LOOSELY
-                    ") AS l (loosely) LEFT JOIN gateway.release($1, $2) r "
-                    "ON true",
-                    NULL, database, deadline_usec, &result, err);
-
-    for (int row = 0; row < PQntuples(result); row++) {
-        if (!PQgetisnull(result, row, 0))
-            pairs_add(ret_locked, PQgetvalue(result, row, 0), PQgetvalue(result, row, 1));
-    }
-    return r;
+    return pairs_query(
+        deliveries,
+        "SELECT r.id, r.group_name, l.loosely FROM (SELECT " STATEMENT_LOOSELY
+        ") AS l (loosely) LEFT JOIN gateway.release($1, $2) r "
+        "ON true",
+        NULL, database, deadline_usec, ret_result, err);
 }
 
 int claim_bury(struct database *database, uint64_t deadline_usec, unsigned *ret_count,

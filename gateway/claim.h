@@ -32,10 +32,10 @@ enum { CLAIM_ID, CLAIM_TYPE, CLAIM_DATA };
 int claim_run(const struct claim *claim, struct database *database,
               uint64_t deadline_usec, PGresult **ret_result, struct err *err) MUST_CHECK;
 
-/* Deliveries and their groups: they are due at once. What somebody else has locked is not, and
- * is added to ret_locked. */
+/* Deliveries and their groups: they are due at once. The result's first two columns: those that
+ * are not, because somebody else has them locked; NULL: none. */
 int claim_give_back(struct pairs *deliveries, struct database *database,
-                    uint64_t deadline_usec, struct pairs *ret_locked,
+                    uint64_t deadline_usec, PGresult **ret_result,
                     struct err *err) MUST_CHECK;
 
 /* What has used up its attempts, in whatever group, is dead: some CLAIM_BURY of it; how many. */

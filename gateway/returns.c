@@ -21,20 +21,25 @@ struct returns_batch {
 
 /* ---- what is given back ---- */
 
-static void add_batch(struct returns *returns, struct returns_batch *batch)
+static void init_list(struct returns_list *list)
 {
-    batch->next = NULL;
-    *returns->tail = batch;
-    returns->tail = &batch->next;
+    *list = (struct returns_list){.tail = &list->first};
 }
 
-static struct returns_batch *take_batch(struct returns *returns)
+static void add_batch(struct returns_list *list, struct returns_batch *batch)
 {
-    struct returns_batch *batch = returns->first;
+    batch->next = NULL;
+    *list->tail = batch;
+    list->tail = &batch->next;
+}
 
-    returns->first = batch->next;
-    if (returns->first == NULL)
-        returns->tail = &returns->first;
+static struct returns_batch *take_batch(struct returns_list *list)
+{
+    struct returns_batch *batch = list->first;
+
+    list->first = batch->next;
+    if (list->first == NULL)
+        list->tail = &list->first;
     return batch;
 }
 
@@ -44,43 +49,57 @@ static void free_batch(struct returns_batch *batch)
     free(batch);
 }
 
+static void done_list(struct returns_list *list)
+{
+    while (list->first != NULL)
+        free_batch(take_batch(list));
+}
+
 /* NULL: no memory; their leases will end. */
-static struct returns_batch *make_batch(struct returns *returns)
+static struct returns_batch *make_batch(struct returns_list *list)
 {
     struct returns_batch *batch = malloc(sizeof(*batch));
 
     if (batch == NULL)
         return NULL;
     pairs_init(&batch->pairs);
-    add_batch(returns, batch);
+    add_batch(list, batch);
     return batch;
 }
 
-void returns_give_back(struct returns *returns, const char *id, const char *name)
+static void add_delivery(struct returns_list *list, const char *id, const char *name)
 {
     struct returns_batch *last =
-        returns->first != NULL ? CONTAINER_OF(returns->tail, struct returns_batch, next)
-                               : NULL;
+        list->first != NULL ? CONTAINER_OF(list->tail, struct returns_batch, next) : NULL;
 
     if (last == NULL || pairs_count(&last->pairs) >= BATCH_MAX)
-        last = make_batch(returns);
+        last = make_batch(list);
     if (last != NULL)
         pairs_add(&last->pairs, id, name);
 }
 
+void returns_give_back(struct returns *returns, const char *id, const char *name)
+{
+    add_delivery(&returns->batches, id, name);
+}
+
+static void put_aside(struct returns *returns, const PGresult *result)
+{
+    if (returns->locked.first == NULL)
+        returns->locked_usec = clock_usec() + AGAIN_USEC;
+    for (int row = 0; row < PQntuples(result); row++) {
+        if (!PQgetisnull(result, row, 0))
+            add_delivery(&returns->locked, PQgetvalue(result, row, 0),
+                         PQgetvalue(result, row, 1));
+    }
+}
+
 static void take_up_locked(struct returns *returns)
 {
-    struct returns_batch *batch = NULL;
-
-    if (pairs_count(&returns->locked) == 0 || clock_usec() < returns->locked_usec)
+    if (clock_usec() < returns->locked_usec)
         return;
-    batch = make_batch(returns);
-    if (batch != NULL) {
-        batch->pairs = returns->locked;
-        pairs_init(&returns->locked);
-    } else {
-        pairs_reset(&returns->locked);
-    }
+    while (returns->locked.first != NULL)
+        add_batch(&returns->batches, take_batch(&returns->locked));
 }
 
 /* ---- the others ---- */
@@ -122,20 +141,21 @@ static int run_pairs(struct returns *returns, struct pairs *pairs, const char *w
 
 static int run_batch(struct returns *returns, struct err *err)
 {
-    if (returns->first == NULL)
+    CLEANUP(database_clear) PGresult *result = NULL;
+
+    if (returns->batches.first == NULL)
         return 0;
-    struct returns_batch *batch = take_batch(returns);
-    if (pairs_count(&returns->locked) == 0)
-        returns->locked_usec = clock_usec() + AGAIN_USEC;
+    struct returns_batch *batch = take_batch(&returns->batches);
     const int r = end_pairs(returns, &batch->pairs,
                             claim_give_back(&batch->pairs, returns->database,
-                                            statement_deadline(), &returns->locked, err),
+                                            statement_deadline(), &result, err),
                             "could not give deliveries back", err);
 
+    put_aside(returns, result);
     if (pairs_count(&batch->pairs) == 0)
         free_batch(batch);
     else
-        add_batch(returns, batch); /* the others first */
+        add_batch(&returns->batches, batch); /* the others first */
     return r;
 }
 
@@ -160,7 +180,7 @@ int returns_turn(struct returns *returns, struct err *err)
 
 static bool has_some(const struct returns *returns)
 {
-    return returns->first != NULL || pairs_count(&returns->unlock) > 0 ||
+    return returns->batches.first != NULL || pairs_count(&returns->unlock) > 0 ||
            pairs_count(&returns->freed) > 0;
 }
 
@@ -177,7 +197,7 @@ int returns_clear(struct returns *returns, struct err *err)
 uint64_t returns_due_usec(const struct returns *returns)
 {
     const uint64_t locked =
-        pairs_count(&returns->locked) > 0 ? returns->locked_usec : CLOCK_NEVER;
+        returns->locked.first != NULL ? returns->locked_usec : CLOCK_NEVER;
 
     return MAX(returns->due_usec, has_some(returns) ? 0 : locked);
 }
@@ -199,17 +219,16 @@ void returns_begin_anew(struct returns *returns)
 void returns_init(struct returns *returns, struct database *database)
 {
     *returns = (struct returns){.database = database};
-    returns->tail = &returns->first;
-    pairs_init(&returns->locked);
+    init_list(&returns->batches);
+    init_list(&returns->locked);
     pairs_init(&returns->freed);
     pairs_init(&returns->unlock);
 }
 
 void returns_done(struct returns *returns)
 {
-    while (returns->first != NULL)
-        free_batch(take_batch(returns));
-    pairs_done(&returns->locked);
+    done_list(&returns->batches);
+    done_list(&returns->locked);
     pairs_done(&returns->freed);
     pairs_done(&returns->unlock);
 }

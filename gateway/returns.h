@@ -21,17 +21,20 @@
 #include "database.h"
 #include "statement.h"
 
-struct returns_batch; /* what one statement gives back */
+/* Batches, each of which one statement gives back. */
+struct returns_list {
+    struct returns_batch *first;
+    struct returns_batch **tail;
+};
 
 struct returns {
     struct database *database; /* [const] its owner's */
-    struct returns_batch *first;
-    struct returns_batch **tail;
-    struct pairs locked;  /* to be given back, too, but somebody else has them locked */
-    uint64_t locked_usec; /* when they are tried again */
-    struct pairs freed;   /* acknowledged, and in nobody's hand here */
-    struct pairs unlock;  /* groups whose last exclusive member has left */
-    uint64_t due_usec;    /* not before: something has been refused */
+    struct returns_list batches;
+    struct returns_list locked; /* by somebody else: to be given back, too */
+    uint64_t locked_usec;       /* when they are tried again */
+    struct pairs freed;         /* acknowledged, and in nobody's hand here */
+    struct pairs unlock;        /* groups whose last exclusive member has left */
+    uint64_t due_usec;          /* not before: something has been refused */
     struct refusals refusals;
 };
 

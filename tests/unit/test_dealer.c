@@ -119,6 +119,28 @@ static void however_many_leave_at_once_all_is_given_back(void **state)
     assert_int_equal(count_due(world), EVENTS);
 }
 
+static void what_somebody_else_has_locked_is_given_back_when_it_is_free(void **state)
+{
+    struct world *world = *state;
+    struct enrolment workers[3];
+    struct err err = {0};
+
+    publish(world, EVENTS);
+    for (size_t i = 0; i < ARRAY_SIZE(workers); i++)
+        join(world, &workers[i], false);
+    turn_until_dealt(world, EVENTS);
+    pg_run(world->pg.conn, "BEGIN; SELECT FROM gateway.deliveries FOR UPDATE");
+    for (size_t i = 0; i < ARRAY_SIZE(workers); i++)
+        dealer_dismiss(&world->dealer, &workers[i]);
+    assert_int_equal(returns_clear(&world->dealer.returns, &err), 0);
+    assert_int_equal(count_due(world), 0);
+    assert_int_not_equal(returns_due_usec(&world->dealer.returns), CLOCK_NEVER);
+    pg_run(world->pg.conn, "COMMIT");
+    WAIT_FOR(returns_turn(&world->dealer.returns, &err) == 0 &&
+             count_due(world) == EVENTS);
+    WAIT_FOR(returns_due_usec(&world->dealer.returns) == CLOCK_NEVER);
+}
+
 static void a_holder_has_all_called_back_before_it_begins(void **state)
 {
     struct world *world = *state;
@@ -246,6 +268,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(however_many_leave_at_once_all_is_given_back),
+        TEST(what_somebody_else_has_locked_is_given_back_when_it_is_free),
         TEST(a_holder_has_all_called_back_before_it_begins),
         TEST(without_memory_who_leaves_is_no_obstacle),
         TEST(without_memory_a_holder_still_has_all_in_order),
