@@ -3,6 +3,61 @@ SET LOCAL lock_timeout = '5s'; -- as on the way up
 DROP FUNCTION gateway.bury_used_up(integer);
 DROP INDEX gateway.deliveries_again;
 
+CREATE OR REPLACE FUNCTION gateway.claim_due(of_group gateway.groups, due_from timestamptz,
+                                  moment timestamptz, max integer, max_bytes bigint,
+                                  OUT due bigint[], OUT bytes_left bigint)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    used_up bigint[];
+BEGIN
+    WITH near AS MATERIALIZED (
+        SELECT d.ctid AS place, d.seq, d.attempt < of_group.max_attempts AS again
+          FROM gateway.deliveries d
+         WHERE d.group_id = of_group.id AND d.acked_at IS NULL AND NOT d.dead
+           AND d.due_at >= due_from AND d.due_at <= moment
+         ORDER BY d.due_at LIMIT 1000
+    ), locked_due AS MATERIALIZED (
+        SELECT d.seq FROM (SELECT * FROM near n WHERE n.again ORDER BY n.seq) n,
+                          gateway.deliveries d
+         WHERE d.ctid = n.place AND d.acked_at IS NULL AND NOT d.dead AND d.due_at <= moment
+         ORDER BY n.seq LIMIT max FOR NO KEY UPDATE OF d SKIP LOCKED
+    ), locked_used_up AS MATERIALIZED (
+        SELECT d.seq FROM (SELECT * FROM near n WHERE NOT n.again ORDER BY n.seq) n,
+                          gateway.deliveries d
+         WHERE d.ctid = n.place AND d.acked_at IS NULL AND NOT d.dead AND d.due_at <= moment
+         ORDER BY n.seq LIMIT 100 FOR NO KEY UPDATE OF d SKIP LOCKED
+    )
+    SELECT ARRAY(SELECT l.seq FROM locked_due l ORDER BY l.seq),
+           ARRAY(SELECT l.seq FROM locked_used_up l ORDER BY l.seq)
+      INTO due, used_up;
+
+    -- What is not there any more cannot be handed out.
+    used_up := used_up || ARRAY(
+        SELECT u.seq FROM unnest(due) AS u (seq)
+         WHERE NOT EXISTS (SELECT FROM gateway.events e WHERE e.seq = u.seq));
+    due := ARRAY(SELECT u.seq FROM unnest(due) AS u (seq) WHERE u.seq <> ALL (used_up));
+    IF used_up <> '{}' THEN
+        PERFORM gateway.bury(of_group.id, used_up);
+    END IF;
+    SELECT f.fit, f.bytes_left INTO due, bytes_left
+      FROM gateway.fitting(due, max_bytes, true) f;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION gateway.fitting(seqs bigint[], max_bytes bigint, at_least_one boolean,
+                                OUT fit bigint[], OUT bytes_left bigint)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    SELECT coalesce(array_agg(w.seq ORDER BY w.seq), '{}'),
+           max_bytes - coalesce(max(w.bytes), 0)
+      INTO fit, bytes_left
+      FROM (SELECT s.seq, sum(octet_length(e.data::text)) OVER (ORDER BY s.seq) AS bytes
+              FROM unnest(seqs) AS s (seq) CROSS JOIN LATERAL
+                   (SELECT v.data FROM gateway.events v WHERE v.seq = s.seq OFFSET 0) e) w
+     WHERE w.bytes <= max_bytes OR at_least_one AND w.seq = seqs[1];
+END
+$$;
+
 CREATE OR REPLACE FUNCTION gateway.recall(channel text, group_name text) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off

@@ -383,51 +383,128 @@ $$;
 CREATE INDEX deliveries_again ON gateway.deliveries (group_id, attempt, due_at)
     WHERE acked_at IS NULL AND NOT dead AND attempt > 1;
 
--- Buries what has used up its attempts, as the next claim would, some `batch` of them; how many
--- that were. One at a time: NULL while somebody else is at it.
+-- The longest beginning of `seqs` (which rise) whose data is not over `max_bytes`, and at least
+-- one if `at_least_one`; and what is left of max_bytes. What is gone weighs nothing. What is too
+-- heavy as it is stored, compressed, is not read.
+CREATE OR REPLACE FUNCTION gateway.fitting(seqs bigint[], max_bytes bigint,
+                                           at_least_one boolean, OUT fit bigint[],
+                                           OUT bytes_left bigint)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    SELECT coalesce(array_agg(w.seq ORDER BY w.seq), '{}'),
+           max_bytes - coalesce(max(w.bytes), 0)
+      INTO fit, bytes_left
+      FROM (SELECT r.seq, sum(coalesce(octet_length(r.data::text), 0))
+                              OVER (ORDER BY r.seq) AS bytes
+              FROM (SELECT s.seq, e.data, sum(coalesce(pg_column_size(e.data) - 4, 0))
+                                              OVER (ORDER BY s.seq) AS stored
+                      FROM unnest(seqs) AS s (seq) LEFT JOIN LATERAL
+                           (SELECT v.data FROM gateway.events v WHERE v.seq = s.seq OFFSET 0) e
+                        ON true) r
+             WHERE r.stored <= max_bytes OR r.seq = seqs[1]) w
+     WHERE w.bytes <= max_bytes OR at_least_one AND w.seq = seqs[1];
+END
+$$;
+
+-- What was due at the `moment`: the lowest numbers, at most `max`, among the thousand that have
+-- been due the longest, as many as their data fits. Those among them that have used up their
+-- attempts are buried, a hundred at a time, or 4 MiB, since each is written once more. All rows
+-- are locked before. What somebody else has locked is passed over: he is about to acknowledge
+-- it, or to give it back.
+CREATE OR REPLACE FUNCTION gateway.claim_due(of_group gateway.groups, due_from timestamptz,
+                                             moment timestamptz, max integer,
+                                             max_bytes bigint, OUT due bigint[],
+                                             OUT bytes_left bigint)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    used_up bigint[];
+BEGIN
+    WITH near AS MATERIALIZED (
+        SELECT d.ctid AS place, d.seq, d.attempt < of_group.max_attempts AS again
+          FROM gateway.deliveries d
+         WHERE d.group_id = of_group.id AND d.acked_at IS NULL AND NOT d.dead
+           AND d.due_at >= due_from AND d.due_at <= moment
+         ORDER BY d.due_at LIMIT 1000
+    ), locked_due AS MATERIALIZED (
+        SELECT d.seq FROM (SELECT * FROM near n WHERE n.again ORDER BY n.seq) n,
+                          gateway.deliveries d
+         WHERE d.ctid = n.place AND d.acked_at IS NULL AND NOT d.dead AND d.due_at <= moment
+         ORDER BY n.seq LIMIT max FOR NO KEY UPDATE OF d SKIP LOCKED
+    ), locked_used_up AS MATERIALIZED (
+        SELECT d.seq FROM (SELECT * FROM near n WHERE NOT n.again ORDER BY n.seq) n,
+                          gateway.deliveries d
+         WHERE d.ctid = n.place AND d.acked_at IS NULL AND NOT d.dead AND d.due_at <= moment
+         ORDER BY n.seq LIMIT 100 FOR NO KEY UPDATE OF d SKIP LOCKED
+    )
+    SELECT ARRAY(SELECT l.seq FROM locked_due l ORDER BY l.seq),
+           ARRAY(SELECT l.seq FROM locked_used_up l ORDER BY l.seq)
+      INTO due, used_up;
+    SELECT f.fit INTO used_up FROM gateway.fitting(used_up, 4194304, true) f;
+
+    -- What is not there any more cannot be handed out.
+    used_up := used_up || ARRAY(
+        SELECT u.seq FROM unnest(due) AS u (seq)
+         WHERE NOT EXISTS (SELECT FROM gateway.events e WHERE e.seq = u.seq));
+    due := ARRAY(SELECT u.seq FROM unnest(due) AS u (seq) WHERE u.seq <> ALL (used_up));
+    IF used_up <> '{}' THEN
+        PERFORM gateway.bury(of_group.id, used_up);
+    END IF;
+    SELECT f.fit, f.bytes_left INTO due, bytes_left
+      FROM gateway.fitting(due, max_bytes, true) f;
+END
+$$;
+
+-- Buries what has used up its attempts, as the next claim would, some `batch` of them, or 4 MiB;
+-- how many that were. One at a time: NULL while somebody else is at it.
 CREATE FUNCTION gateway.bury_used_up(batch integer) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET enable_material = off SET jit = off
 SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
-    moment timestamptz := clock_timestamp();
-    buried integer := 0;
-    each   record;
-    locked bigint[];
+    moment     timestamptz := clock_timestamp();
+    buried     integer := 0;
+    bytes_left bigint := 4194304;
+    each       record;
+    locked     bigint[];
 BEGIN
     IF NOT pg_try_advisory_xact_lock(1885827955, 7) THEN
         RETURN NULL;
     END IF;
-    -- At most a hundred of each group, so that a look at all groups costs little.
+    -- At most a hundred of each group, so that a look at all groups costs little; and in any
+    -- order, so that none has to wait for another with much that is heavy.
     FOR each IN
-        SELECT g.id, g.max_attempts, u.seqs
-          FROM gateway.groups g CROSS JOIN LATERAL
-               (SELECT ARRAY(SELECT d.seq FROM gateway.deliveries d
-                              WHERE d.group_id = g.id AND d.acked_at IS NULL AND NOT d.dead
-                                AND d.attempt > 1 AND d.attempt >= g.max_attempts
-                                AND d.due_at <= moment
-                              ORDER BY d.attempt, d.due_at LIMIT 100) AS seqs OFFSET 0) u
-         WHERE g.max_attempts > 1 AND u.seqs <> '{}'
-         UNION ALL
-        SELECT g.id, g.max_attempts, u.seqs
-          FROM gateway.groups g CROSS JOIN LATERAL
-               (SELECT ARRAY(SELECT d.seq FROM gateway.deliveries d
-                              WHERE d.group_id = g.id AND d.acked_at IS NULL AND NOT d.dead
-                                AND d.due_at >= gateway.group_floor(g.id)
-                                AND d.due_at <= moment
-                              ORDER BY d.due_at LIMIT 100) AS seqs OFFSET 0) u
-         WHERE g.max_attempts = 1 AND u.seqs <> '{}'
+        SELECT * FROM (
+            SELECT g.id, g.max_attempts, u.seqs
+              FROM gateway.groups g CROSS JOIN LATERAL
+                   (SELECT ARRAY(SELECT d.seq FROM gateway.deliveries d
+                                  WHERE d.group_id = g.id AND d.acked_at IS NULL AND NOT d.dead
+                                    AND d.attempt > 1 AND d.attempt >= g.max_attempts
+                                    AND d.due_at <= moment
+                                  ORDER BY d.attempt, d.due_at LIMIT 100) AS seqs OFFSET 0) u
+             WHERE g.max_attempts > 1
+             UNION ALL
+            SELECT g.id, g.max_attempts, u.seqs
+              FROM gateway.groups g CROSS JOIN LATERAL
+                   (SELECT ARRAY(SELECT d.seq FROM gateway.deliveries d
+                                  WHERE d.group_id = g.id AND d.acked_at IS NULL AND NOT d.dead
+                                    AND d.due_at >= gateway.group_floor(g.id)
+                                    AND d.due_at <= moment
+                                  ORDER BY d.due_at LIMIT 100) AS seqs OFFSET 0) u
+             WHERE g.max_attempts = 1) found
+         WHERE found.seqs <> '{}' ORDER BY random()
     LOOP
         locked := ARRAY(
             SELECT d.seq FROM gateway.deliveries d
              WHERE d.ctid = ANY (gateway.delivery_places(each.id, each.seqs))
                AND d.acked_at IS NULL AND NOT d.dead AND d.attempt >= each.max_attempts
                AND d.due_at <= moment
-               FOR NO KEY UPDATE SKIP LOCKED);
+             ORDER BY d.seq FOR NO KEY UPDATE SKIP LOCKED);
+        SELECT f.fit, f.bytes_left INTO locked, bytes_left
+          FROM gateway.fitting(locked, bytes_left, buried = 0) f;
         PERFORM gateway.bury(each.id, locked);
         buried := buried + cardinality(locked);
-        EXIT WHEN buried >= batch;
+        EXIT WHEN buried >= batch OR bytes_left <= 0;
     END LOOP;
     RETURN buried;
 END

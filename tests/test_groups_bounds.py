@@ -240,6 +240,27 @@ def test_the_used_up_are_found_among_many_and_some_at_a_time(pg):
     assert pg.value("SELECT count(*) FROM gateway.events WHERE channel = 'jobs.dead'") == 220
 
 
+@pytest.mark.parametrize("bury", ["SELECT gateway.bury_used_up(1000)",
+                                  "SELECT count(*) FROM gateway.claim('jobs', 'workers')"])
+def test_what_is_dead_and_heavy_is_buried_some_at_a_time(pg, bury):
+    """Each is written once more: too much of it at once is more than a statement has time for."""
+    pg.execute("SELECT gateway.claim('jobs', 'workers', max_attempts => 1)")
+    pg.execute("SELECT gateway.publish_batch(array_fill('jobs'::text, ARRAY[12]),"
+               " array_fill('m'::text, ARRAY[12]),"
+               " array_fill(to_json(repeat('x', 1000000))::text, ARRAY[12]))")
+    pg.execute("SELECT gateway.claim('jobs', 'workers', 12, lease => '0.0001 s',"
+               " max_bytes => 100000000)")
+    pg.execute("DELETE FROM gateway.events WHERE seq ="
+               " (SELECT min(seq) FROM gateway.events WHERE channel = 'jobs')")
+    dead = "SELECT count(*) FROM gateway.events WHERE channel = 'jobs.dead'"
+    seen = []
+    for _ in range(3):
+        pg.execute(bury)
+        seen.append(pg.value(dead))
+    assert seen == [4, 8, 11]
+    assert pg.value("SELECT lost FROM gateway.group_list WHERE name = 'workers'") == 1
+
+
 # -- one at a time -----------------------------------------------------------------------------
 
 
