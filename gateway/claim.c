@@ -25,22 +25,26 @@ static void format_usec(char ret_text[40], uint64_t usec)
 int claim_run(const struct claim *claim, struct database *database,
               uint64_t deadline_usec, PGresult **ret_result, struct err *err)
 {
-    char max[16], attempts[16], lease[40], bytes[24];
+    char max[16], attempts[16], lease[40], bytes[24], patience[24];
     const char *values[] = {
         claim->channel, claim->group, max,
         lease,          claim->start, claim->attempts > 0 ? attempts : NULL,
-        bytes};
+        bytes,          patience};
     const struct database_query query = {
-        .sql = "SELECT c.id, c.type, c.data FROM gateway.claim($1, $2, $3::int4, "
-               "$4::interval, $5, $6::int4, $7::int8) c",
+        /* The claim asks for the setting, and so comes after it. */
+        .sql = "SELECT c.id, c.type, c.data FROM (SELECT pg_catalog.set_config("
+               "'lock_timeout', $8, true) OFFSET 0) AS l (patience), "
+               "LATERAL gateway.claim($1, $2, $3::int4, $4::interval, $5, $6::int4, "
+               "CASE WHEN l.patience IS NOT NULL THEN $7::int8 END) c",
         .name = "groups_claim",
-        .count = 7,
+        .count = 8,
         .values = values,
     };
 
     (void)snprintf(max, sizeof(max), "%u", claim->max);
     (void)snprintf(attempts, sizeof(attempts), "%u", claim->attempts);
     (void)snprintf(bytes, sizeof(bytes), "%zu", claim->bytes_max);
+    (void)snprintf(patience, sizeof(patience), "%" PRIu64 "us", claim->patience_usec);
     format_usec(lease, claim->lease_usec);
     return database_query(database, &query, deadline_usec, ret_result, err);
 }

@@ -19,15 +19,18 @@ struct claim {
     unsigned max; /* deliveries */
     unsigned attempts; /* for each event of the group; 0: as it is */
     uint64_t lease_usec;
-    size_t bytes_max; /* of data, but for the first delivery */
+    size_t bytes_max;       /* of data, but for the first delivery */
+    uint64_t patience_usec; /* while somebody else has the group; then CLAIM_BUSY */
 };
 
 /* The columns of a claim. */
 enum { CLAIM_ID, CLAIM_TYPE, CLAIM_DATA };
 
-/* SQLSTATEs of a claim: there is no such group; there may be no more of them. */
+/* SQLSTATEs of a claim: there is no such group; there may be no more of them; somebody else has
+ * it, or its tables. */
 #define CLAIM_NO_GROUP        "GW404"
 #define CLAIM_TOO_MANY_GROUPS "53400"
+#define CLAIM_BUSY            "55P03"
 
 int claim_run(const struct claim *claim, struct database *database,
               uint64_t deadline_usec, PGresult **ret_result, struct err *err) MUST_CHECK;

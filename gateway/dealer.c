@@ -16,6 +16,11 @@
 #define CLAIM_DELIVERIES 1000
 #define CLAIM_BYTES      MIB
 
+/* A claim waits so long for a group that somebody else has, since the other gateways have it
+ * only for moments; while he goes on having it, not even that. */
+#define PATIENCE_USEC      (100 * USEC_PER_MSEC)
+#define PATIENCE_BUSY_USEC USEC_PER_MSEC
+
 /* A group is looked at so often, though there is no news of it; or, when there are many, so
  * much later for each of them: all together do not cost more than a hundred looks a second. */
 #define LOOK_USEC      USEC_PER_SEC
@@ -196,6 +201,8 @@ static int take_claim_refusal(struct dealer *dealer, struct group *group, int r,
     const bool removed = strcmp(sqlstate, CLAIM_NO_GROUP) == 0;
 
     roster_is_dry(group);
+    if (r == -EIO && strcmp(sqlstate, CLAIM_BUSY) == 0)
+        roster_is_busy(group);
     if (r == -EIO && (removed || strcmp(sqlstate, CLAIM_TOO_MANY_GROUPS) == 0))
         end_members(group);
     return removed ? 0 : weigh(dealer, r, "could not claim deliveries", err);
@@ -223,6 +230,7 @@ static int claim_for(struct dealer *dealer, struct group *group, struct err *err
         .attempts = group->attempts,
         .lease_usec = roster_lease_usec(group),
         .bytes_max = CLAIM_BYTES,
+        .patience_usec = group->busy ? PATIENCE_BUSY_USEC : PATIENCE_USEC,
     };
 
     if (claim.max == 0)
@@ -232,6 +240,7 @@ static int claim_for(struct dealer *dealer, struct group *group, struct err *err
         return take_claim_refusal(dealer, group, r, err);
     stats_add(dealer->stats, STATS_GROUPS_CLAIMS, 1);
     group->begun = true;
+    group->busy = false;
     group->attempts = 0;
     const int count = PQntuples(result);
     for (int row = 0; row < count; row++)

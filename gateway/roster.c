@@ -107,10 +107,16 @@ static void forget_wanted(struct group *group)
         roster->wanted_tail = link;
 }
 
-void roster_news(struct group *group)
+static void want_again(struct group *group)
 {
     group->dry = false;
     want(group);
+}
+
+void roster_news(struct group *group)
+{
+    if (!group->busy)
+        want_again(group);
 }
 
 void roster_news_of_channel(struct roster *roster, const char *channel)
@@ -124,6 +130,11 @@ void roster_news_of_channel(struct roster *roster, const char *channel)
 void roster_is_dry(struct group *group)
 {
     group->dry = true;
+}
+
+void roster_is_busy(struct group *group)
+{
+    group->dry = group->busy = true;
 }
 
 static void set_look(struct group *group)
@@ -141,7 +152,7 @@ static void look_again(struct wheel_timer *timer)
     struct group *group = CONTAINER_OF(timer, struct group, look);
     set_look(group);
     group->full = group->checking || roster_places(group) == 0;
-    roster_news(group);
+    want_again(group);
 }
 
 static void ticked(struct wheel_timer *timer)

@@ -81,6 +81,9 @@ struct group {
     bool checking;        /* its owner's: it goes on with that at the next look */
     size_t checked_count; /* its owner's: so many hands have been checked */
     bool dry; /* nothing was there at the last look, and there was no news since */
+    bool
+        busy; /* somebody else had it at the last look: news does not count before the next;
+                * its owner clears it */
     bool wanted;
     struct group *wanted_next;
     struct wheel_timer look; /* at the latest */
@@ -117,8 +120,9 @@ struct group *roster_first(struct roster *roster);
 void roster_news(struct group *group);
 void roster_news_of_channel(struct roster *roster, const char *channel);
 
-/* Nothing was there. */
+/* Nothing was there; or nobody could tell, because somebody else has it locked. */
 void roster_is_dry(struct group *group);
+void roster_is_busy(struct group *group);
 
 /* Takes a group off those that are wanted; NULL: there is none. */
 struct group *roster_next_wanted(struct roster *roster) MUST_CHECK;

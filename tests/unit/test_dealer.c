@@ -160,6 +160,30 @@ static void a_holder_has_all_called_back_before_it_begins(void **state)
     dealer_dismiss(&world->dealer, &worker);
 }
 
+/* By SQL it was claimed from, in a transaction that is open: nobody waits for its end. */
+static void a_group_that_somebody_else_has_is_asked_for_at_looks_alone(void **state)
+{
+    struct world *world = *state;
+    struct enrolment worker;
+    struct err err = {0};
+
+    publish(world, 1);
+    pg_run(world->pg.conn,
+           "SELECT gateway.claim('jobs', 'workers', start => 'earliest')");
+    publish(world, 1);
+    pg_run(world->pg.conn, "BEGIN; SELECT FROM gateway.groups FOR NO KEY UPDATE");
+    join(world, &worker, false);
+    assert_int_equal(dealer_turn(&world->dealer, &err), 0);
+    assert_true(worker.member.group->busy);
+    roster_news_of_channel(world->dealer.roster, "jobs");
+    assert_false(roster_has_wanted(world->dealer.roster));
+    pg_run(world->pg.conn, "COMMIT");
+    turn_until_dealt(world, 1);
+    roster_news_of_channel(world->dealer.roster, "jobs");
+    assert_true(roster_has_wanted(world->dealer.roster));
+    dealer_dismiss(&world->dealer, &worker);
+}
+
 /* The n-th allocation of who leaves fails: what is not given back is left to its lease, and
  * everything goes on. */
 static void without_memory_who_leaves_is_no_obstacle(void **state)
@@ -270,6 +294,7 @@ int main(void)
         TEST(however_many_leave_at_once_all_is_given_back),
         TEST(what_somebody_else_has_locked_is_given_back_when_it_is_free),
         TEST(a_holder_has_all_called_back_before_it_begins),
+        TEST(a_group_that_somebody_else_has_is_asked_for_at_looks_alone),
         TEST(without_memory_who_leaves_is_no_obstacle),
         TEST(without_memory_a_holder_still_has_all_in_order),
     };
