@@ -80,10 +80,8 @@ struct group {
                 * owner sees it */
     bool checking;        /* its owner's: it goes on with that at the next look */
     size_t checked_count; /* its owner's: so many hands have been checked */
-    bool dry; /* nothing was there at the last look, and there was no news since */
-    bool
-        busy; /* somebody else had it at the last look: news does not count before the next;
-                * its owner clears it */
+    bool dry;  /* nothing was there at the last look, and there was no news since */
+    bool busy; /* its owner's: somebody else has it, and no news counts before a look */
     bool wanted;
     struct group *wanted_next;
     struct wheel_timer look; /* at the latest */
