@@ -101,17 +101,25 @@ def command(server, *options, patience=2):
             "--warmup", "0.2", "--seconds", "0.6", "--patience", str(patience), *options]
 
 
-def load(spoil, *options, server_class=Server, patience=2):
-    server = server_class(spoil)
+@contextlib.contextmanager
+def serving(server):
     server.start()
     try:
-        done = subprocess.run(command(server, *options, patience=patience),
-                              capture_output=True, text=True, timeout=scaled(60),
-                              stdin=subprocess.DEVNULL)
+        yield server
     finally:
         server.close()
+
+
+def load_server(server, *options, patience=2):
+    done = subprocess.run(command(server, *options, patience=patience), capture_output=True,
+                          text=True, timeout=scaled(60), stdin=subprocess.DEVNULL)
     assert done.returncode in (0, 1) and done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
+
+
+def load(spoil, *options, server_class=Server, patience=2):
+    with serving(server_class(spoil)) as server:
+        return load_server(server, *options, patience=patience)
 
 
 @pytest.mark.parametrize("options", [(), ("--count",)])
@@ -242,3 +250,44 @@ def test_all_who_return_have_caught_up_and_who_was_turned_away_comes_again(serve
     assert (storm["returning"], storm["caught_up"], storm["refused"]) == (40, 40, 5)
     assert storm["caught_up_seconds"] > 1  # who was turned away has waited
     assert storm["missed_each"] == 29
+
+
+class Elsewhere(Server):
+    """Sends those who come with an id what another server has been sent since, but for one event."""
+
+    def __init__(self, other, lacking):
+        super().__init__(None)
+        self.other = other
+        self.lacking = lacking
+
+    def subscribe(self, connection, head):
+        channel = re.search(rb"channel=(\w+)", head)[1]
+        last = int(re.search(rb"Last-Event-ID: (\d+)", head)[1])
+        self.greet(connection, channel)
+        for number, frame in enumerate(self.other.frames[channel]):
+            if number > last and number != self.lacking:
+                connection.sendall(frame)
+
+
+@pytest.mark.parametrize("lacking, missing", [(None, 0), (20, 40)])
+def test_who_comes_elsewhere_first_is_held_to_the_same(lacking, missing):
+    with serving(Remembering(lambda number, index, frame: frame)) as server, \
+            serving(Elsewhere(server, lacking)) as elsewhere:
+        status, result = load_server(server, "--storm", "40", "--elsewhere", str(elsewhere.port))
+    assert (status, result["missing"]) == (missing > 0, missing)
+    storm = result["storm"]
+    assert (len(elsewhere.subscribers), storm["caught_up"]) == (40, 40)
+    assert 0 < storm["caught_up_elsewhere_seconds"] < storm["caught_up_seconds"]
+    assert storm["live_p99_elsewhere_usec"] > 0
+
+
+def test_a_storm_that_is_held_waits_for_a_line_of_its_own():
+    with serving(Remembering(lambda number, index, frame: frame)) as server, \
+            subprocess.Popen(command(server, "--storm", "40", "--hold"), text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE) as held:
+        for _ in range(2):
+            assert held.stdout.readline() == "ready\n"
+            assert len(server.subscribers) == SUBSCRIBERS + 1  # and the witness
+            print("go", file=held.stdin, flush=True)
+        result = json.loads(held.stdout.readline())
+    assert result["storm"]["caught_up"] == 40

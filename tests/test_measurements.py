@@ -51,6 +51,12 @@ def test_a_stack_counts_for_its_system_call_and_apart_for_what_the_receiver_gets
         ("kernel", "sendto: wakes the receiver"): 1, ("pg-sse-gateway", "fanout_round"): 1}
 
 
+def test_a_second_of_a_storm_is_shared_by_all_who_have_come_back():
+    places = {("kernel", "sendmsg"): where.FREQUENCY - 99, ("libc.so.6", "memcpy"): 99}
+    assert where.each_usec(places, {"storm": {}, "cpu_usec_per_delivery": 5}) == 100
+    assert where.each_usec(places, {"cpu_usec_per_delivery": 5}) == 5
+
+
 def test_each_row_of_a_watched_table_is_accounted_for():
     figures = watched.measure(rounds=1, rows=500, single_rows=20)
     assert set(figures) == set(watched.TABLES)

@@ -49,13 +49,16 @@ struct crowd_arrival {
     uint32_t count;
 };
 
+/* What the latency of an event is written into, by when it was received. */
+enum crowd_book { BOOK_BEFORE, BOOK_ELSEWHERE, BOOK_DURING, BOOK_COUNT };
+
 /* What the parent says to all. */
 struct crowd_order {
     _Atomic uint64_t published; /* events so far */
     _Atomic uint64_t first;     /* number of the first that is measured */
-    _Atomic unsigned book;      /* which histogram it is measured in */
-    _Atomic bool counting;      /* connected and greeted: bytes count from here */
-    _Atomic bool returning;     /* those who return may connect now */
+    _Atomic enum crowd_book book;
+    _Atomic bool counting;  /* connected and greeted: bytes count from here */
+    _Atomic bool returning; /* those who return may connect now */
     _Atomic bool over;
     char resume_id[CROWD_ID_MAX]; /* of the first measured event */
     _Atomic bool resume_id_known;
@@ -63,7 +66,7 @@ struct crowd_order {
 
 /* What a crowd says. */
 struct crowd_report {
-    _Atomic size_t connected;
+    _Atomic uint64_t connected;
     _Atomic bool counting;
     _Atomic uint64_t deliveries; /* sampled: only as far as all have the same */
     _Atomic uint64_t missing;
@@ -74,7 +77,7 @@ struct crowd_report {
         refused; /* of those who return: closed without an answer, and tried again */
     _Atomic size_t caught_up; /* of those who return: have what is published */
     _Atomic uint64_t caught_up_usec;
-    struct histogram latency[2];
+    struct histogram latency[BOOK_COUNT];
     struct crowd_arrival *arrivals; /* shared */
 };
 

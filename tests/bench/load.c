@@ -10,7 +10,8 @@
  *
  * Several loads that take turns (--slot) begin together (--hold): each says "ready" when its
  * subscribers are connected, and goes on when it is sent a line. Their times to warm up and to
- * measure begin with a turn, so that they are the same for all.
+ * measure begin with a turn, so that they are the same for all. Held, a storm waits for a line
+ * of its own.
  *
  * Prints one line of JSON. Status 1, and why on stderr, when an event is missing or doubled.
  */
@@ -44,6 +45,7 @@ struct load {
     pid_t pids[PIDS_MAX];
     size_t pid_count;
     size_t storm_count;
+    unsigned elsewhere; /* a port that the storm comes to first; 0: none */
     bool hold;
     bool each; /* event's completion is said */
 
@@ -66,6 +68,7 @@ struct load {
     } threads[THREADS_MAX];
     size_t thread_count;
     struct storm *storm; /* NULL: none */
+    double elsewhere_seconds;
     uint64_t storm_missing;
 };
 
@@ -244,13 +247,13 @@ static bool is_over(void *argument)
     return storm_is_over(load->storm);
 }
 
-static void weather_storm(struct load *load)
+static void weather(struct load *load, unsigned port, enum crowd_book book)
 {
-    if (storm_break(load->storm) < 0)
+    if (storm_break(load->storm, port) < 0)
         die(load, "there was no storm");
-    CROWD_SET(load->order->book, 1);
+    CROWD_SET(load->order->book, book);
     publish_for(load, STORM_MAX_SECONDS, is_over);
-    load->storm_missing = storm_end(load->storm);
+    storm_calm(load->storm);
 }
 
 /* Somebody waits until all of several are so far. */
@@ -262,6 +265,21 @@ static void await_word(struct load *load)
     (void)fflush(stdout);
     if (fgets(line, sizeof(line), stdin) == NULL)
         die(load, "nobody said that it begins");
+}
+
+/* Where they come elsewhere first, the cores are all that they share with who is live here. */
+static void weather_storms(struct load *load)
+{
+    if (load->elsewhere > 0) {
+        weather(load, load->elsewhere, BOOK_ELSEWHERE);
+        load->elsewhere_seconds = storm_seconds(load->storm);
+        await_deliveries(load);
+        figures_sleep_until(figures_now_usec() + SETTLE_USEC);
+    }
+    if (load->hold)
+        await_word(load);
+    weather(load, load->plan.port, BOOK_DURING);
+    load->storm_missing = storm_end(load->storm);
 }
 
 static void measure(struct load *load)
@@ -282,7 +300,7 @@ static void measure(struct load *load)
     const uint64_t begin = figures_now_usec();
     publish_for(load, load->seconds, NULL);
     if (load->storm != NULL)
-        weather_storm(load);
+        weather_storms(load);
     await_deliveries(load);
     load->duration = (double)(figures_now_usec() - begin) / SECOND;
     load->cpu_seconds += figures_cpu_seconds(load->pids, load->pid_count);
@@ -321,7 +339,7 @@ struct sums {
     uint64_t doubled;
     uint64_t gaps;
     size_t lost;
-    struct histogram latency[2];
+    struct histogram latency[BOOK_COUNT];
     struct histogram complete;
 };
 
@@ -338,8 +356,8 @@ static void add_up(const struct load *load, struct sums *sums)
         sums->doubled += report->doubled;
         sums->gaps += report->gaps;
         sums->lost += report->lost;
-        histogram_merge(&sums->latency[0], &report->latency[0]);
-        histogram_merge(&sums->latency[1], &report->latency[1]);
+        for (size_t book = 0; book < BOOK_COUNT; book++)
+            histogram_merge(&sums->latency[book], &report->latency[book]);
     }
     count_complete(load, &sums->complete);
 }
@@ -368,8 +386,13 @@ static void print_storm(const struct load *load, const struct sums *sums)
 {
     (void)printf(",\"storm\":{\"live_p99_before_usec\":%" PRIu64
                  ",\"live_p99_during_usec\":%" PRIu64 ",",
-                 histogram_quantile(&sums->latency[0], 0.99),
-                 histogram_quantile(&sums->latency[1], 0.99));
+                 histogram_quantile(&sums->latency[BOOK_BEFORE], 0.99),
+                 histogram_quantile(&sums->latency[BOOK_DURING], 0.99));
+    if (load->elsewhere > 0)
+        (void)printf("\"live_p99_elsewhere_usec\":%" PRIu64
+                     ",\"caught_up_elsewhere_seconds\":%.3f,",
+                     histogram_quantile(&sums->latency[BOOK_ELSEWHERE], 0.99),
+                     load->elsewhere_seconds);
     storm_print(stdout, load->storm);
     (void)printf("}");
 }
@@ -397,7 +420,7 @@ static void print_result(const struct load *load, const struct sums *sums)
                      load->cpu_seconds, load->cpu_seconds / deliveries * SECOND,
                      load->cpu_seconds / (double)events * SECOND,
                      load->generator_cpu_seconds);
-        histogram_print(stdout, &sums->latency[0]);
+        histogram_print(stdout, &sums->latency[BOOK_BEFORE]);
         (void)printf(",\"complete_usec\":");
         histogram_print(stdout, &sums->complete);
         if (load->each)
@@ -438,7 +461,11 @@ static void usage(FILE *out)
         "  --count              read one subscriber in 50, and count the others' bytes\n"
         "  --storm N            so many more subscribers, of another channel, come at "
         "once\n"
-        "                       after the measured time, and have missed all of it\n");
+        "                       after the measured time, and have missed all of it; "
+        "with\n"
+        "                       --hold, when they are sent a line for it\n"
+        "  --elsewhere PORT     to a server of the same events that is there, and then "
+        "here\n");
 }
 
 static void take_option(struct load *load, int option)
@@ -497,6 +524,9 @@ static void take_option(struct load *load, int option)
     case 'm':
         load->storm_count = strtoul(optarg, NULL, 10);
         break;
+    case 'l':
+        load->elsewhere = (unsigned)strtoul(optarg, NULL, 10);
+        break;
     default:
         usage(stderr);
         exit(2);
@@ -523,6 +553,7 @@ static void take_arguments(struct load *load, int argc, char **argv)
         {"pid", required_argument, NULL, 'i'},
         {"count", no_argument, NULL, 'o'},
         {"storm", required_argument, NULL, 'm'},
+        {"elsewhere", required_argument, NULL, 'l'},
         {NULL, 0, NULL, 0},
     };
 
@@ -540,7 +571,8 @@ static void take_arguments(struct load *load, int argc, char **argv)
         load->posting.port = load->plan.port;
     load->plan.path = load->posting.dialect->subscribe;
     const double seconds =
-        load->warmup + load->seconds + (load->storm_count > 0 ? STORM_MAX_SECONDS : 0);
+        load->warmup + load->seconds +
+        (load->storm_count > 0 ? STORM_MAX_SECONDS : 0) * (load->elsewhere > 0 ? 2 : 1);
     load->plan.events_max =
         (size_t)(seconds * load->posting.rate) + 2 * load->posting.burst + 2;
     load->posting.events_max = load->plan.events_max;

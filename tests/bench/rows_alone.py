@@ -216,24 +216,31 @@ def relay(bench):
 
 # -- coming back, and starting ----------------------------------------------------------
 
+# Of all descriptors that there are, so many leave room for those who have not asked yet.
+STORM_SETTINGS = {"limits.connections": str(RETURNING + 2000)}
+STORM = ("--subscribers", 1000, "--rate", 10, "--storm", RETURNING, "--seconds", 60)
+
 
 @row("storm", "10 000 subscribers come back at once with ids a minute old",
      "1 000 live subscribers, 10 events/s: each who returns has 600 events to catch up on. At once: one"
      " thread connects and asks for one after the other and waits for nobody's answer; whoever is closed"
      " without one comes again after 2 s, as a browser does. Begin: the first of them connects; end: the"
-     " last has all that was published")
+     " last has all that was published. The bound: that they come to another gateway of the same"
+     " database and machine first, and share nothing but the cores and PostgreSQL with the live ones")
 def storm(bench):
-    # Of all descriptors that there are, so many leave room for those who have not asked yet.
-    settings = {"limits.connections": str(RETURNING + 2000)}
-    with bench.world.start("gateway", settings=settings) as server:
-        raw = run("load", *server.load_arguments(), "--subscribers", 1000, "--rate", 10,
-                  "--storm", RETURNING, "--seconds", 60, timeout=240)
+    with bench.world.start("gateway", settings=STORM_SETTINGS) as server, \
+            bench.world.start("gateway", database=server.database,
+                              settings=STORM_SETTINGS) as elsewhere:
+        raw = run("load", *server.load_arguments(), *STORM, "--elsewhere", elsewhere.port,
+                  timeout=240)
     found = raw["storm"]
-    before, during = (found[f"live_p99_{when}_usec"] / 1000 for when in ("before", "during"))
+    before, during, bound = (found[f"live_p99_{when}_usec"] / 1000
+                             for when in ("before", "during", "elsewhere"))
     return [figures.limit("all caught up", found["caught_up_seconds"], "s", 3.0),
             figures.limit("closed without an answer, and come again", found["refused"], ""),
             figures.compare("live subscribers' p99 meanwhile", [during], [before], "ms", "before",
-                            2.0)], raw
+                            2.0),
+            figures.compare("  the bound", [bound], [before], "ms", "before")], raw
 
 
 @row("start", "From the start to READY on 5 million rows",

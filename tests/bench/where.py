@@ -7,7 +7,9 @@
               all-10000    10 000 subscribers, 5 events/s
               sustained    1 000 subscribers, 10 000 events/s in bursts of 100
               one-of-n     1 000 channels of one subscriber, 250 events/s
-    server    gateway, bare, nchan, node, ring; bare_mhd for posts; gateway and bare unless given
+              storm        10 000 come back at once, beside 1 000 who are live; takes a minute
+    server    gateway, bare, nchan, node, ring; bare_mhd for posts; gateway and bare unless given;
+              the storm comes to the gateway only
 
 Needs perf (linux-perf) and the right to look into the kernel. Samples are taken by the clock, so
 it works in a virtual machine, too. A stack that stands in a system call counts for that, apart
@@ -27,9 +29,11 @@ from harness.tools import find_tool
 from . import machine
 from .programs import Program
 from .rounds import Load
+from .rows_alone import RETURNING, STORM, STORM_SETTINGS
 from .servers import SERVERS, BareMhd, World
 
 SECONDS = 4
+STORM_SECONDS = 1  # what is left of it then is not much
 FREQUENCY = 1999
 SHOWN = 0.01      # of a server's time, at the least
 
@@ -75,12 +79,17 @@ def read_samples(text):
     return places
 
 
-def record(pids, directory):
+def record(pids, directory, seconds, begun=lambda: None):
+    """What the processes do from begun() on, which is called when it is looked at."""
     data = Path(directory) / "perf.data"
     perf = find_tool("perf")
-    subprocess.run([perf, "record", "-q", "-e", "cpu-clock", "-F", str(FREQUENCY), "-g", "-o", data,
-                    "-p", ",".join(map(str, pids)), "--", "sleep", str(SECONDS)],
-                   check=True, capture_output=True, timeout=SECONDS + 60)
+    command = [perf, "record", "-q", "-e", "cpu-clock", "-F", str(FREQUENCY), "-g", "-o", data, "-p",
+               ",".join(map(str, pids)), "--", "sh", "-c", f"echo; exec sleep {seconds}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as looking:
+        looking.stdout.readline()
+        begun()
+    if looking.returncode:
+        raise subprocess.CalledProcessError(looking.returncode, command)
     done = subprocess.run([perf, "script", "-i", data, "-F", "comm,ip,sym,dso"], check=True,
                           capture_output=True, text=True, timeout=120)
     return read_samples(done.stdout)
@@ -110,17 +119,31 @@ def look(world, name, load):
             raise loading.complain("the load ended early")
         except subprocess.TimeoutExpired:
             pass
-        places = record(server.pids, directory)
+        places = record(server.pids, directory, SECONDS)
         return places, loading.result(60)
 
 
-def each_usec(found):
-    """CPU microseconds of one delivery, or of one answer."""
+def look_at_storm(world):
+    """The same of the gateway, from the moment in which they come."""
+    with world.start("gateway", settings=STORM_SETTINGS) as server, \
+            tempfile.TemporaryDirectory() as directory, \
+            Program("load", *server.load_arguments(), *STORM, "--hold") as loading:
+        loading.await_ready(60)
+        loading.go()
+        loading.await_ready(120)
+        places = record(server.pids, directory, STORM_SECONDS, loading.go)
+        return places, loading.result(60)
+
+
+def each_usec(places, found):
+    """CPU microseconds of one delivery, of one answer, or of one who has come back."""
+    if "storm" in found:
+        return sum(places.values()) / FREQUENCY / RETURNING * 1e6
     return found.get("cpu_usec_per_delivery", found.get("server_cpu_usec_per_answer"))
 
 
 def show(name, places, found):
-    whole, usec = sum(places.values()), each_usec(found)
+    whole, usec = sum(places.values()), each_usec(places, found)
     parts = collections.Counter()
     print(f"{name}: {usec:.2f} µs of CPU time each; {whole} samples")
     for (part, place), count in places.most_common():
@@ -135,15 +158,19 @@ def show(name, places, found):
 def main():
     parser = argparse.ArgumentParser(prog="python3 -m bench.where", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("load", choices=["posts", *LOADS])
+    parser.add_argument("load", choices=["posts", "storm", *LOADS])
     parser.add_argument("servers", nargs="*", metavar="server",
                         choices=[*SERVERS, "bare_mhd", []])
     options = parser.parse_args()
-    default = ("gateway", "bare_mhd" if options.load == "posts" else "bare")
+    default = {"posts": ("gateway", "bare_mhd"), "storm": ("gateway",)}.get(
+        options.load, ("gateway", "bare"))
+    if options.load == "storm" and options.servers not in ([], ["gateway"]):
+        parser.error("the storm comes to the gateway only")
     machine.raise_file_limit()
     with World() as world:
         for name in options.servers or default:
-            show(name, *look(world, name, options.load))
+            show(name, *(look_at_storm(world) if options.load == "storm" else
+                         look(world, name, options.load)))
 
 
 if __name__ == "__main__":
