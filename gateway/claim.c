@@ -29,15 +29,16 @@ int claim_run(const struct claim *claim, struct database *database,
     const char *values[] = {
         claim->channel, claim->group, max,
         lease,          claim->start, claim->attempts > 0 ? attempts : NULL,
-        bytes,          patience};
+        bytes,          patience,     claim->in_order ? "on" : "off"};
     const struct database_query query = {
-        /* The claim asks for the setting, and so comes after it. */
+        /* The claim asks for the settings, and so comes after them. */
         .sql = "SELECT c.id, c.type, c.data FROM (SELECT pg_catalog.set_config("
-               "'lock_timeout', $8, true) OFFSET 0) AS l (patience), "
+               "'lock_timeout', $8, true) || pg_catalog.set_config("
+               "'gateway.in_order', $9, true) OFFSET 0) AS l (settings), "
                "LATERAL gateway.claim($1, $2, $3::int4, $4::interval, $5, $6::int4, "
-               "CASE WHEN l.patience IS NOT NULL THEN $7::int8 END) c",
+               "CASE WHEN l.settings IS NOT NULL THEN $7::int8 END) c",
         .name = "groups_claim",
-        .count = 8,
+        .count = 9,
         .values = values,
     };
 

@@ -20,6 +20,7 @@ struct claim {
     unsigned attempts; /* for each event of the group; 0: as it is */
     uint64_t lease_usec;
     size_t bytes_max;       /* of data, but for the first delivery */
+    bool in_order;          /* what somebody else has locked is not passed over */
     uint64_t patience_usec; /* while somebody else has the group; then CLAIM_BUSY */
 };
 

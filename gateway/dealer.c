@@ -230,6 +230,7 @@ static int claim_for(struct dealer *dealer, struct group *group, struct err *err
         .attempts = group->attempts,
         .lease_usec = roster_lease_usec(group),
         .bytes_max = CLAIM_BYTES,
+        .in_order = group->holder != NULL,
         .patience_usec = group->busy ? PATIENCE_BUSY_USEC : PATIENCE_USEC,
     };
 

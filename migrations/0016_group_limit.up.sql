@@ -410,7 +410,8 @@ $$;
 -- been due the longest, as many as their data fits. Those among them that have used up their
 -- attempts are buried, a hundred at a time, or 4 MiB, since each is written once more. All rows
 -- are locked before. What somebody else has locked is passed over: he is about to acknowledge
--- it, or to give it back.
+-- it, or to give it back. But with `gateway.in_order` on, for the holder of an exclusive group,
+-- it ends what is claimed: after later ones it would come in the wrong order.
 CREATE OR REPLACE FUNCTION gateway.claim_due(of_group gateway.groups, due_from timestamptz,
                                              moment timestamptz, max integer,
                                              max_bytes bigint, OUT due bigint[],
@@ -418,6 +419,7 @@ CREATE OR REPLACE FUNCTION gateway.claim_due(of_group gateway.groups, due_from t
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     used_up bigint[];
+    passed  bigint; -- the first of those that somebody else has locked
 BEGIN
     WITH near AS MATERIALIZED (
         SELECT d.ctid AS place, d.seq, d.attempt < of_group.max_attempts AS again
@@ -439,6 +441,15 @@ BEGIN
     SELECT ARRAY(SELECT l.seq FROM locked_due l ORDER BY l.seq),
            ARRAY(SELECT l.seq FROM locked_used_up l ORDER BY l.seq)
       INTO due, used_up;
+    IF current_setting('gateway.in_order', true) = 'on' THEN
+        SELECT min(d.seq) INTO passed FROM gateway.deliveries d
+         WHERE d.group_id = of_group.id AND d.acked_at IS NULL AND NOT d.dead
+           AND d.due_at >= due_from AND d.due_at <= moment
+           AND d.attempt < of_group.max_attempts AND d.seq <> ALL (due)
+           AND (cardinality(due) < max OR d.seq < due[cardinality(due)]);
+        due := ARRAY(SELECT u.seq FROM unnest(due) AS u (seq)
+                      WHERE passed IS NULL OR u.seq < passed);
+    END IF;
     SELECT f.fit INTO used_up FROM gateway.fitting(used_up, 4194304, true) f;
 
     -- What is not there any more cannot be handed out.
@@ -451,6 +462,9 @@ BEGIN
     END IF;
     SELECT f.fit, f.bytes_left INTO due, bytes_left
       FROM gateway.fitting(due, max_bytes, true) f;
+    IF passed IS NOT NULL THEN
+        bytes_left := 0; -- nor anything new
+    END IF;
 END
 $$;
 

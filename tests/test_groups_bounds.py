@@ -163,6 +163,20 @@ def test_what_a_leaver_held_is_given_back_when_an_open_transaction_is_undone(two
             assert stayer.next_event().data == "0"
 
 
+def test_a_new_holder_gets_nothing_before_what_an_open_transaction_has(two, pg):
+    with consume(two[0], exclusive="true") as former, pg.connect() as session:
+        two[0].publish("jobs", "0")
+        got = former.next_event()
+        former.close()
+        wait_until(lambda: pg.value("SELECT due FROM gateway.group_list"), "it is given back")
+        session.execute("SELECT gateway.ack(%s, 'workers')", (got.id,))
+        two[0].publish("jobs", "1")
+        with consume(two[1], exclusive="true", max=2) as holder:
+            two[1].wait_metric("pgsse_groups_claims_total", lambda claims: claims >= 1)
+            session.rollback()
+            assert [each.data for each in holder.take(2)] == ["0", "1"]
+
+
 def test_by_sql_an_acknowledgement_waits_for_another(pg):
     pg.execute("SELECT gateway.claim('jobs', 'workers')")
     pg.execute("SELECT gateway.publish_batch(ARRAY['jobs'], ARRAY['m'], ARRAY['1'])")
