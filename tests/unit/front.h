@@ -35,6 +35,11 @@
 /* Whoever waits longer than this waits in vain. */
 #define FRONT_PATIENCE_USEC (60 * USEC_PER_SEC)
 
+/* Between two requests of a connection; a test that takes its time has its own. */
+#ifndef FRONT_KEEP_ALIVE_USEC
+#define FRONT_KEEP_ALIVE_USEC (10 * USEC_PER_SEC)
+#endif
+
 /* FRONT_WAIT_FOR(condition): looks until it holds. */
 #define FRONT_WAIT_FOR(condition)                                                        \
     do {                                                                                 \
@@ -154,7 +159,7 @@ FRONT_UNUSED static void front_make_doors(struct front *front, const char *dsn)
         .header_max = 16 * KIB,
         .body_max = 100000,
         .body_time_usec = 10 * USEC_PER_SEC,
-        .keep_alive_usec = 10 * USEC_PER_SEC,
+        .keep_alive_usec = FRONT_KEEP_ALIVE_USEC,
         .publish_time_usec = USEC_PER_SEC,
         .channels_max = 64,
     });
