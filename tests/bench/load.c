@@ -11,7 +11,9 @@
  * Several loads that take turns (--slot) begin together (--hold): each says "ready" when its
  * subscribers are connected, and goes on when it is sent a line. Their times to warm up and to
  * measure begin with a turn, so that they are the same for all. Held, a storm waits for a line
- * of its own.
+ * of its own. When all that was measured has arrived, each says "done", and its subscribers stay
+ * until it is sent a line or the end of its input: thousands who hang up at once would be a load
+ * for a server that still has its turn.
  *
  * Prints one line of JSON. Status 1, and why on stderr, when an event is missing or doubled.
  */
@@ -256,14 +258,19 @@ static void weather(struct load *load, unsigned port, enum crowd_book book)
     storm_calm(load->storm);
 }
 
-/* Somebody waits until all of several are so far. */
-static void await_word(struct load *load)
+/* Somebody waits until all of several are so far. false: nobody does. */
+static bool await_word(const char *so_far)
 {
     char line[16];
 
-    (void)printf("ready\n");
+    (void)printf("%s\n", so_far);
     (void)fflush(stdout);
-    if (fgets(line, sizeof(line), stdin) == NULL)
+    return fgets(line, sizeof(line), stdin) != NULL;
+}
+
+static void await_beginning(struct load *load)
+{
+    if (load->hold && !await_word("ready"))
         die(load, "nobody said that it begins");
 }
 
@@ -276,8 +283,7 @@ static void weather_storms(struct load *load)
         await_deliveries(load);
         figures_sleep_until(figures_now_usec() + SETTLE_USEC);
     }
-    if (load->hold)
-        await_word(load);
+    await_beginning(load);
     weather(load, load->plan.port, BOOK_DURING);
     load->storm_missing = storm_end(load->storm);
 }
@@ -453,8 +459,9 @@ static void usage(FILE *out)
         "missing\n"
         "  --slot I/N           publish in one second of N only, so that several take "
         "turns\n"
-        "  --hold               say \"ready\" when all are connected, and wait for a "
-        "line\n"
+        "  --hold               say \"ready\" when all are connected, and \"done\" when "
+        "all has\n"
+        "                       arrived, and wait for a line each time\n"
         "  --each               say of each event when its last subscriber had it\n"
         "  --pid PID            of the server, for its processor time; "
         "repeatable\n"
@@ -604,9 +611,10 @@ int main(int argc, char **argv)
         load.storm = storm_new(&load.plan, &load.posting, load.storm_count, load.seconds);
     if (load.storm_count > 0 && load.storm == NULL)
         die(&load, "there is no storm");
-    if (load.hold)
-        await_word(&load);
+    await_beginning(&load);
     measure(&load);
+    if (load.hold)
+        (void)await_word("done");
     end_crowds(&load);
     add_up(&load, &sums);
     print_result(&load, &sums);

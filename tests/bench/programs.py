@@ -56,10 +56,10 @@ class Program:
     def __exit__(self, *_):
         end(self.process)
 
-    def await_ready(self, timeout):
-        """It says "ready" and waits for go(), or has ended, as result() will tell."""
+    def await_word(self, word, timeout):
+        """It says so and waits for go(), or has ended, as result() will tell."""
         if not select.select([self.process.stdout], [], [], timeout)[0]:
-            raise self.complain(f"{self.name} was not ready within {timeout:.0f} s")
+            raise self.complain(f"{self.name} was not {word} within {timeout:.0f} s")
         self.process.stdout.readline()
 
     def go(self):
@@ -94,24 +94,28 @@ def run(name, *arguments, timeout, env=None):
 
 def run_together(commands, timeout):
     """{key: (program's name, arguments)}, of programs that take --hold: all begin when the last of
-    them is ready. {key: what it measured, or the problem}"""
-    found = {}
+    them is ready, and stay until the last of them is done. {key: what it measured, or the
+    problem}"""
+    problems = {}
     with contextlib.ExitStack() as stack:
         started = {key: stack.enter_context(Program(name, *arguments, "--hold"))
                    for key, (name, arguments) in commands.items()}
-        for key, one in started.items():
-            try:
-                one.await_ready(CONNECT_SECONDS)
-            except NotMeasured as problem:
-                found[key] = problem
-        for key in started.keys() - found.keys():
-            started[key].go()
-        for key in started.keys() - found.keys():
-            try:
-                found[key] = started[key].result(timeout)
-            except NotMeasured as problem:
-                found[key] = problem
-    return found
+
+        def each(do):
+            found = {}
+            for key, one in started.items():
+                if key in problems:
+                    continue
+                try:
+                    found[key] = do(one)
+                except NotMeasured as problem:
+                    problems[key] = problem
+            return found
+
+        each(lambda one: one.await_word("ready", CONNECT_SECONDS))
+        each(Program.go)
+        each(lambda one: one.await_word("done", timeout))
+        return each(lambda one: one.result(timeout)) | problems
 
 
 _begin = time.monotonic()

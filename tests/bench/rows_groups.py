@@ -93,7 +93,7 @@ def http_cycles(database, gateways, crowd, number, seconds):
 def confirmations(poster, worker, seconds):
     """POSTs one after the other, each answered when the worker has acknowledged it."""
     with Program("worker", "--port", worker.port, "--seconds", seconds + 60) as consumer:
-        consumer.await_ready(10)
+        consumer.await_word("ready", 10)
         result = run("post", "--port", poster.port, "--connections", 1, "--seconds", seconds,
                      "--warmup", 0.3, "--path", f"/events?wait={WAIT_SECONDS}s&group=workers",
                      timeout=seconds + 60)

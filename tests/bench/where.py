@@ -112,7 +112,7 @@ def look(world, name, load):
     with start(world, name) as server, tempfile.TemporaryDirectory() as directory, \
             Program(*command(server, load), *(["--hold"] if load in LOADS else ())) as loading:
         if load in LOADS:
-            loading.await_ready(60)
+            loading.await_word("ready", 60)
             loading.go()
         try:
             loading.process.wait(1.5)  # to warm up
@@ -128,9 +128,9 @@ def look_at_storm(world):
     with world.start("gateway", settings=STORM_SETTINGS) as server, \
             tempfile.TemporaryDirectory() as directory, \
             Program("load", *server.load_arguments(), *STORM, "--hold") as loading:
-        loading.await_ready(60)
+        loading.await_word("ready", 60)
         loading.go()
-        loading.await_ready(120)
+        loading.await_word("ready", 120)
         places = record(server.pids, directory, STORM_SECONDS, loading.go)
         return places, loading.result(60)
 
