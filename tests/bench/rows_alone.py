@@ -257,7 +257,8 @@ def start(bench):
 
 @row("instructions", "Instructions of the shard's thread, user space, under callgrind",
      "tests/bench/ring.c; the difference of two counts of different length, so that the start is"
-     " not in it; does not depend on the neighbours. tests/test_instructions.py holds the bounds")
+     " not in it. Hardly depends on the neighbours; that of an event for one does by a tenth, as the"
+     " shard takes a turn more now and then. tests/test_instructions.py holds the bounds")
 def instructions(bench):
     raw = measurement("instructions").measure()
     few, many = (raw[f"per_event_for_one_of_{count}"] for count in (200, 2000))
