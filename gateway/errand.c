@@ -10,6 +10,8 @@
 
 #include "array.h"
 
+#define LOCK_TIMED_OUT "55P03"
+
 static const struct {
     const char *sql;
     size_t count; /* of parameters */
@@ -71,6 +73,15 @@ static int take_answer(struct errand *first, size_t count, const PGresult *resul
     return 0;
 }
 
+/* Rows that are locked were passed over: it is the table. Alone they would not fare better, and
+ * each would wait as long again. */
+static int take_locked(struct errand *first, size_t count)
+{
+    for (; count > 0; count--, first = first->next)
+        first->outcome = ERRAND_LOCKED;
+    return 0;
+}
+
 int errand_run(struct errand *first, size_t count, struct database *database,
                uint64_t deadline_usec, struct err *err)
 {
@@ -87,5 +98,7 @@ int errand_run(struct errand *first, size_t count, struct database *database,
                     NULL, database, deadline_usec, &result, err);
     for (size_t i = 0; i < ARRAY_SIZE(arrays); i++)
         array_done(&arrays[i]);
+    if (r == -EIO && strcmp(database_sqlstate(database), LOCK_TIMED_OUT) == 0)
+        return take_locked(first, count);
     return r < 0 ? r : take_answer(first, count, result, err);
 }

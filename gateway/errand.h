@@ -20,7 +20,7 @@ enum errand_outcome {
     ERRAND_BAD,         /* PostgreSQL will never take it; err says why */
     ERRAND_MISSING,     /* never delivered to that group; no such group */
     ERRAND_CONFLICT,    /* not held any more: given to another, acknowledged, dead */
-    ERRAND_LOCKED,      /* somebody else has it locked; no answer, but to be run again */
+    ERRAND_LOCKED,      /* by somebody else, it or its table; to be run again */
     ERRAND_UNAVAILABLE, /* away, slow, or nobody knows; err says why */
 };
 

@@ -25,14 +25,14 @@
 #define CONNECT_USEC (3 * USEC_PER_SEC)
 #define CHECK_USEC   (3 * USEC_PER_SEC)
 
-/* The database is away, or somebody else has a delivery locked: how long an errand waits for
+/* The database is away, or somebody else has something locked: how long an errand waits for
  * it all the same, and how often the latter is looked at. */
 #define PATIENCE_USEC   USEC_PER_SEC
 #define LOOK_AGAIN_USEC (100 * USEC_PER_MSEC)
 
 #define CANNOT   "cannot serve groups"
 #define STOPPING "the gateway is being stopped"
-#define LOCKED   "an open transaction has this delivery; try again when it is over"
+#define LOCKED   "an open transaction has it locked; try again when it is over"
 
 /* Whoever holds a group's row for longer has a transaction open; its group waits, and no
  * other. */
@@ -170,7 +170,7 @@ static void answer_unavailable(struct groups *groups, struct errand *errand,
     answer(groups, errand);
 }
 
-/* A delivery that somebody else has locked: perhaps not for long. */
+/* Somebody else has it locked: perhaps not for long. */
 static void put_aside(struct groups *groups, struct errand *errand)
 {
     const uint64_t now = clock_usec();

@@ -7,6 +7,7 @@ import json
 import select
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from psycopg import errors
@@ -112,6 +113,12 @@ def test_the_more_groups_are_listed_the_less_is_counted(pg, gateway):
 # -- what somebody else has locked -------------------------------------------------------------
 
 
+def is_tried(pg, function):
+    return pg.value("SELECT count(*) FROM pg_stat_activity WHERE query LIKE %s"
+                    " AND datname = current_database() AND pid <> pg_backend_pid()",
+                    (f"%{function}%",))
+
+
 @pytest.mark.parametrize("how", ["ack", "nack"])
 def test_an_open_acknowledgement_holds_up_nobody_else(gateway, pg, how):
     with consume(gateway, max=2) as worker, consume(gateway, "other") as other, \
@@ -142,12 +149,29 @@ def test_who_asks_while_a_transaction_is_open_is_answered_when_it_is_over(gatewa
         answers = []
         thread = threading.Thread(target=lambda: answers.append(ack(gateway, got.id).status))
         thread.start()
-        wait_until(lambda: pg.value("SELECT count(*) FROM pg_stat_activity WHERE query LIKE"
-                                    " '%%ack_many%%' AND datname = current_database()"
-                                    " AND pid <> pg_backend_pid()"), "it is tried")
+        wait_until(lambda: is_tried(pg, "ack_many"), "it is tried")
         session.rollback()
         thread.join()
     assert answers == [204]
+
+
+def test_acknowledgements_that_meet_a_locked_table_wait_together(gateway, pg):
+    pg.execute("SELECT gateway.claim('other', 'workers'), gateway.claim('jobs', 'workers')")
+    pg.execute("SELECT gateway.publish_batch(array_fill('jobs'::text, ARRAY[200]),"
+               " array_fill('m'::text, ARRAY[200]), array_fill('1'::text, ARRAY[200]))")
+    with consume(gateway, max=200) as worker, pg.connect() as session, \
+            ThreadPoolExecutor(200) as pool:
+        ids = [event.id for event in worker.take(200)]
+        session.execute("LOCK TABLE gateway.deliveries")
+        answers = [pool.submit(ack, gateway, each) for each in ids]
+        wait_until(lambda: is_tried(pg, "ack_many"), "they are tried")
+        assert gateway.request("DELETE", "/groups?channel=other&group=workers",
+                               timeout=10).status == 204
+        assert all("open transaction" in each.result().problem(503)["detail"]
+                   for each in answers)
+        answers = [pool.submit(ack, gateway, each) for each in ids]
+        session.rollback()
+        assert {each.result().status for each in answers} == {204}
 
 
 def test_what_a_leaver_held_is_given_back_when_an_open_transaction_is_undone(two, pg):
