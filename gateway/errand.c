@@ -12,24 +12,33 @@
 
 #define LOCK_TIMED_OUT "55P03"
 
+/* A removal waits for whoever has its group, and so no other goes with it. Claims have a group
+ * for moments; after more than that it is better tried again, and the others have their turn. */
 static const struct {
     const char *sql;
     size_t count; /* of parameters */
+    size_t most;  /* errands in one transaction */
 } statements[ERRAND_KINDS] = {
     [ERRAND_ACK] = {"SELECT a.code FROM ROWS FROM (pg_catalog.unnest("
                     "gateway.ack_many($1, $2, $3))) WITH ORDINALITY AS a (code, place) "
                     "ORDER BY a.place",
-                    3},
+                    3, 1000},
     [ERRAND_NACK] = {"SELECT a.code FROM ROWS FROM (pg_catalog.unnest("
                      "gateway.nack_many($1, $2, $3::interval[], $4))) "
                      "WITH ORDINALITY AS a (code, place) ORDER BY a.place",
-                     4},
+                     4, 1000},
     [ERRAND_REMOVE] =
-        {"SELECT CASE WHEN gateway.remove_group(r.channel, r.name) THEN 0 "
-         "ELSE 404 END FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) "
-         "WITH ORDINALITY AS r (channel, name, place) ORDER BY r.place",
-         2},
+        {"SELECT CASE WHEN pg_catalog.set_config('lock_timeout', '20ms', true) IS NULL "
+         "THEN NULL WHEN gateway.remove_group(r.channel, r.name) THEN 0 ELSE 404 END "
+         "FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) "
+         "AS r (channel, name)",
+         2, 1},
 };
+
+size_t errand_most(enum errand_kind kind)
+{
+    return statements[kind].most;
+}
 
 static void add_parameters(struct array arrays[ARRAY_COUNT_MAX],
                            const struct errand *errand)

@@ -44,6 +44,9 @@ struct errand {
     struct errand *next;
 };
 
+/* Of that kind so many are run together, and no more. */
+size_t errand_most(enum errand_kind kind) MUST_CHECK;
+
 /* Runs `count` errands of one kind, from `first` on, in one transaction, and sets their
  * outcomes. Less than 0: as in database.h, and none of them was run, or with -ETIMEDOUT and
  * -ECONNRESET nobody knows. */

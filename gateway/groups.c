@@ -19,9 +19,6 @@
 #include "statement.h"
 #include "thread.h"
 
-/* Errands of one kind in one transaction. */
-#define BATCH_ERRANDS 1000
-
 #define CONNECT_USEC (3 * USEC_PER_SEC)
 #define CHECK_USEC   (3 * USEC_PER_SEC)
 
@@ -34,8 +31,7 @@
 #define STOPPING "the gateway is being stopped"
 #define LOCKED   "an open transaction has it locked; try again when it is over"
 
-/* Whoever holds a group's row for longer has a transaction open; its group waits, and no
- * other. */
+/* Whoever has a table for longer has a transaction open. For rows nobody waits so long. */
 #define PREPARE                                                                          \
     "SET gateway.groups_max = %zu; SET lock_timeout = '500ms'; LISTEN gateway_acks; "    \
     "LISTEN gateway_due; LISTEN gateway_freed; LISTEN gateway_removed"
@@ -266,7 +262,8 @@ static int run_all_errands(struct groups *groups, struct err *err)
         struct errands *list = &groups->errands[i];
 
         if (list->first != NULL)
-            r = run_errands(groups, list, MIN(list->count, BATCH_ERRANDS), err);
+            r = run_errands(groups, list,
+                            MIN(list->count, errand_most(list->first->kind)), err);
     }
     return r;
 }

@@ -174,6 +174,26 @@ def test_acknowledgements_that_meet_a_locked_table_wait_together(gateway, pg):
         assert {each.result().status for each in answers} == {204}
 
 
+def test_removals_that_meet_open_transactions_hold_up_nobody_else(gateway, pg):
+    pg.execute("SELECT gateway.claim(channel, 'workers')"
+               " FROM unnest(ARRAY['busy', 'free']) channel")
+    remove = "/groups?channel={}&group=workers"
+    with consume(gateway) as worker, pg.connect() as session, ThreadPoolExecutor(40) as pool:
+        gateway.publish("jobs", "1")
+        got = worker.next_event()
+        session.execute("SELECT FROM gateway.groups WHERE channel = 'busy' FOR NO KEY UPDATE")
+        answers = [pool.submit(gateway.request, "DELETE", remove.format("busy"))
+                   for _ in range(40)]
+        wait_until(lambda: is_tried(pg, "remove_group"), "they are tried")
+        assert gateway.request("POST", f"/events/{got.id}/ack?group=workers",
+                               timeout=5).status == 204
+        assert gateway.request("DELETE", remove.format("free"), timeout=5).status == 204
+        assert all("open transaction" in each.result().problem(503)["detail"]
+                   for each in answers)
+        session.rollback()
+        assert gateway.request("DELETE", remove.format("busy")).status == 204
+
+
 def test_what_a_leaver_held_is_given_back_when_an_open_transaction_is_undone(two, pg):
     with consume(two[0], max=2, lease="1h") as leaver, pg.connect() as session:
         for n in range(2):
