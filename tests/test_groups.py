@@ -460,7 +460,7 @@ def test_a_lost_connection_is_a_lost_lock(pg, two):
         pg.value("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE "
                  "datname = current_database() AND application_name = 'pg-sse-gateway/groups' "
                  "AND pid = (SELECT l.pid FROM pg_locks l WHERE l.locktype = 'advisory' AND "
-                 "l.pid <> pg_backend_pid() AND l.granted AND l.pid IN (SELECT a.pid FROM "
+                 "l.objsubid = 1 AND l.granted AND l.pid IN (SELECT a.pid FROM "
                  "pg_stat_activity a WHERE a.application_name = 'pg-sse-gateway/groups' "
                  "AND a.datname = current_database()))")
         assert first.wait_end()
