@@ -4,13 +4,20 @@ and one of its rows, measured shortly. The figures are not looked at: they are n
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-from bench import figures, paper, rounds, table
+import pytest
+from bench import figures, machine, paper, rounds, rows_load, scale, table
+from bench.programs import NotMeasured, end
 from bench.rows import ROWS
+from bench.servers import World
 from harness.tools import REPOSITORY, find_gateway
-from harness.waiting import scaled
+from harness.waiting import scaled, wait_until
 
 
 def run_bench(tmp_path, rows, binary=None, **env):
@@ -110,9 +117,17 @@ def test_a_row_is_measured_and_written_down(tmp_path):
     assert line["value"] == result["rows"][0]["raw"]["events_per_second"] > 0
 
 
-def test_an_unknown_row_is_refused():
+@pytest.mark.parametrize("name, value, said", [
+    ("BENCH_ROWS", "nonsense", "no row is called nonsense"),
+    *((name, value, f"{name} is {value!r}") for name, value in (
+        ("BENCH_ROUNDS", "0"), ("BENCH_ROUNDS", "-1"), ("BENCH_ROUNDS", "three"),
+        ("BENCH_ROUNDS", "1.5"), ("BENCH_ROUNDS", "100"), ("BENCH_SECONDS", "0"),
+        ("BENCH_SECONDS", "-2"), ("BENCH_SECONDS", "nan"), ("BENCH_SECONDS", "inf"),
+        ("BENCH_SECONDS", "2s"), ("BENCH_CHURN_SECONDS", "0"), ("BENCH_CHURN_SECONDS", "1h"))),
+])
+def test_what_cannot_be_measured_is_refused_in_one_line(name, value, said):
     done = subprocess.run([sys.executable, "-B", "-m", "bench"], cwd=REPOSITORY / "tests",
                           capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "BENCH_ROWS": "nonsense"})
+                          env={**os.environ, "BENCH_ROWS": "list", name: value})
     assert done.returncode != 0
-    assert "no row is called nonsense" in done.stderr
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1

@@ -19,7 +19,7 @@ import pytest
 
 from harness.tools import REPOSITORY
 
-from . import machine, table
+from . import knobs, machine, table
 from .programs import NotMeasured, say
 from .rows import ROWS
 from .servers import World
@@ -39,9 +39,6 @@ def arguments():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--result", type=Path, default=REPOSITORY / "build" / "bench.json",
                         help="the file for machines; the table is put beside it as .txt")
-    parser.add_argument("--rounds", type=int, default=int(os.environ.get("BENCH_ROUNDS") or 3))
-    parser.add_argument("--seconds", type=float,
-                        default=float(os.environ.get("BENCH_SECONDS") or 2))
     return parser.parse_args()
 
 
@@ -79,13 +76,13 @@ def main():
     machine.raise_file_limit()
     begin = time.monotonic()
     run = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "machine": machine.describe(),
-           "rounds": options.rounds, "seconds_each": options.seconds,
+           "rounds": knobs.ROUNDS, "seconds_each": knobs.SECONDS,
            "load_before": os.getloadavg()[0]}
     results = []
     with World() as world:
         for number, row in enumerate(rows, 1):
             say(f"{number} of {len(rows)}: {row.name}: {row.title}")
-            results.append(measure(Bench(world, options.rounds, options.seconds), row))
+            results.append(measure(Bench(world, knobs.ROUNDS, knobs.SECONDS), row))
         run["versions"] = machine.versions(world.node_pg_version())
     run["seconds"] = round(time.monotonic() - begin, 1)
     whole = table.text(run, results)

@@ -1,10 +1,7 @@
 """Rows with a measurement of their own: a program or a module that measures one thing."""
 
-import os
-
-import psycopg
-
 from . import figures, scale
+from .knobs import CHURN_SECONDS
 from .machine import PostgresMeter
 from .programs import NotMeasured, run, say
 from .row import key, measurement, row
@@ -38,7 +35,6 @@ def memory(bench):
 
 # Growth in all: a run of half a minute does not tell less from noise, and an hour's must not
 # come to more. Whatever is forgotten of each subscriber weighs more in both.
-CHURN_SECONDS = int(os.environ.get("BENCH_CHURN_SECONDS") or 30)
 CHURN_KIB = 384
 
 
