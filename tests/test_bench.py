@@ -117,6 +117,13 @@ def test_a_row_is_measured_and_written_down(tmp_path):
     assert line["value"] == result["rows"][0]["raw"]["events_per_second"] > 0
 
 
+def test_who_takes_turns_has_as_many_as_the_others():
+    loads = {name: rounds.Load(20, 50, server="bare") for name in ("one", "two", "three")}
+    with World() as world:
+        found = rounds.visit(world, loads, 0.5)
+    assert [found[name]["events"] for name in loads] == [50, 50, 50]
+
+
 @pytest.mark.parametrize("name, value, said", [
     ("BENCH_ROWS", "nonsense", "no row is called nonsense"),
     *((name, value, f"{name} is {value!r}") for name, value in (

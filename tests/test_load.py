@@ -188,6 +188,46 @@ def test_a_connection_that_ends_is_seen():
     assert result["missing"] > 0
 
 
+class Dated(Server):
+    """Remembers when each event was sent."""
+
+    def __init__(self, spoil):
+        super().__init__(spoil)
+        self.sent_usec = []
+
+    def deliver(self, number, frame, channel):
+        self.sent_usec.append(int(re.search(rb'"t":"(\d+)"', frame)[1]))
+        super().deliver(number, frame, channel)
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+def test_who_takes_turns_publishes_in_its_own_seconds_only(slot):
+    server = Dated(lambda number, index, frame: frame)
+    with serving(server):
+        status, result = load_server(server, "--slot", f"{slot}/2", "--warmup", "2",
+                                     "--seconds", "2", patience=30)
+    assert (status, result["events"]) == (0, 50)
+    assert {usec // 1_000_000 % 2 for usec in server.sent_usec} == {slot}
+
+
+def test_who_never_has_its_turn_measured_nothing_and_says_so():
+    long_ago = int(time.monotonic() - 10) % 1000
+    with serving(Server(lambda number, index, frame: frame)) as server:
+        done = subprocess.run(command(server, "--slot", f"{long_ago}/1000"), capture_output=True,
+                              text=True, timeout=scaled(60), stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    assert "nothing was published" in done.stderr
+
+
+@pytest.mark.parametrize("options", [("--slot", "2/2"), ("--seconds", "0"), ("--rate", "0")])
+def test_what_makes_no_sense_is_refused(options):
+    with serving(Server(lambda number, index, frame: frame)) as server:
+        done = subprocess.run(command(server, *options), capture_output=True, text=True,
+                              timeout=scaled(60), stdin=subprocess.DEVNULL)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: load")
+
+
 def test_who_is_held_publishes_nothing_until_it_may_and_stays_until_it_may_go():
     with serving(Server(lambda number, index, frame: frame)) as server, \
             subprocess.Popen(command(server, "--hold", "--each"), stdin=subprocess.PIPE,

@@ -312,6 +312,8 @@ static void measure(struct load *load)
     load->cpu_seconds += figures_cpu_seconds(load->pids, load->pid_count);
     load->generator_cpu_seconds += generator_cpu(load);
     look_at_threads(load);
+    if (CROWD_GET(load->order->published) == load->measured_from)
+        die(load, "nothing was published in the measured time");
 }
 
 /* -- the result -- */
@@ -414,25 +416,23 @@ static void print_result(const struct load *load, const struct sums *sums)
                  "\"burst\":%u",
                  load->posting.dialect->name, load->subscribers, load->plan.channels,
                  load->posting.rate, load->posting.burst);
-    if (events > 0) {
-        (void)printf(",\"events\":%" PRIu64 ",\"deliveries\":%.0f,\"missing\":%" PRIu64
-                     ",\"doubled\":%" PRIu64 ",\"gaps\":%" PRIu64 ",\"lost\":%zu"
-                     ",\"seconds\":%.3f,\"deliveries_per_second\":%.0f"
-                     ",\"server_cpu_seconds\":%.6f,\"cpu_usec_per_delivery\":%.4f"
-                     ",\"cpu_usec_per_event\":%.2f,\"generator_cpu_seconds\":%.3f"
-                     ",\"latency_usec\":",
-                     events, deliveries, sums->missing, sums->doubled, sums->gaps,
-                     sums->lost, load->duration, deliveries / load->duration,
-                     load->cpu_seconds, load->cpu_seconds / deliveries * SECOND,
-                     load->cpu_seconds / (double)events * SECOND,
-                     load->generator_cpu_seconds);
-        histogram_print(stdout, &sums->latency[BOOK_BEFORE]);
-        (void)printf(",\"complete_usec\":");
-        histogram_print(stdout, &sums->complete);
-        if (load->each)
-            print_each(load);
-        print_threads(load);
-    }
+    (void)printf(",\"events\":%" PRIu64 ",\"deliveries\":%.0f,\"missing\":%" PRIu64
+                 ",\"doubled\":%" PRIu64 ",\"gaps\":%" PRIu64 ",\"lost\":%zu"
+                 ",\"seconds\":%.3f,\"deliveries_per_second\":%.0f"
+                 ",\"server_cpu_seconds\":%.6f,\"cpu_usec_per_delivery\":%.4f"
+                 ",\"cpu_usec_per_event\":%.2f,\"generator_cpu_seconds\":%.3f"
+                 ",\"latency_usec\":",
+                 events, deliveries, sums->missing, sums->doubled, sums->gaps, sums->lost,
+                 load->duration, deliveries / load->duration, load->cpu_seconds,
+                 load->cpu_seconds / deliveries * SECOND,
+                 load->cpu_seconds / (double)events * SECOND,
+                 load->generator_cpu_seconds);
+    histogram_print(stdout, &sums->latency[BOOK_BEFORE]);
+    (void)printf(",\"complete_usec\":");
+    histogram_print(stdout, &sums->complete);
+    if (load->each)
+        print_each(load);
+    print_threads(load);
     if (load->storm != NULL)
         print_storm(load, sums);
     (void)printf("}\n");
@@ -509,7 +509,8 @@ static void take_option(struct load *load, int option)
         load->warmup = strtod(optarg, NULL);
         break;
     case 'u':
-        if (sscanf(optarg, "%u/%u", &load->posting.slot, &load->posting.slots) != 2)
+        if (sscanf(optarg, "%u/%u", &load->posting.slot, &load->posting.slots) != 2 ||
+            load->posting.slot >= load->posting.slots)
             load->posting.burst = 0; /* is told as all that makes no sense */
         break;
     case 'x':
@@ -568,7 +569,7 @@ static void take_arguments(struct load *load, int argc, char **argv)
         take_option(load, option);
     if (load->posting.dialect == NULL || load->plan.port == 0 ||
         load->plan.channels == 0 || load->subscribers < load->plan.channels ||
-        load->posting.burst == 0 || load->posting.rate <= 0 ||
+        load->posting.burst == 0 || load->posting.rate <= 0 || load->seconds <= 0 ||
         (load->storm_count > 0 && load->plan.sampled) || load->storm_count > CROWD_MAX ||
         load->subscribers > (CROWDS_MAX - 1) * CROWD_MAX) {
         usage(stderr);

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import ceil
 
 from . import figures, machine
 from .programs import NotMeasured, run_together, say
@@ -25,15 +26,21 @@ class Load:
     server: str = None
     settings: dict = None  # of the server, beside those that all have
 
+    def times(self, seconds, turns):
+        """Seconds to warm up, and to measure, until each of so many had its turns: whole seconds, or
+        one would have more of them than the others, or none."""
+        own = self.warmup, self.seconds * seconds
+        return own if turns == 1 else tuple(ceil(each) * turns for each in own)
+
     def arguments(self, seconds, turns=1):
         """`turns`: of so many, one second is this one's."""
+        warmup, measured = self.times(seconds, turns)
         return ["--subscribers", self.subscribers, "--channels", self.channels,
-                "--rate", self.rate, "--burst", self.burst,
-                "--seconds", round(self.seconds * seconds * turns, 2),
-                "--warmup", self.warmup * turns, *self.more]
+                "--rate", self.rate, "--burst", self.burst, "--seconds", round(measured, 2),
+                "--warmup", warmup, *self.more]
 
     def timeout(self, seconds, turns=1):
-        return (self.seconds * seconds + self.warmup) * turns + SLACK_SECONDS
+        return sum(self.times(seconds, turns)) + SLACK_SECONDS
 
 
 # What a server can do wrong without ending the whole run.
