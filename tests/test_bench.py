@@ -64,6 +64,21 @@ def test_a_figure_may_have_to_be_large():
     assert figures.limit("rate", 8.9, "").verdict == ""
 
 
+def test_the_bare_server_says_whether_the_machine_is_too_slow():
+    def either(gateway, bare):
+        """(deliveries, latency) of each: the verdicts of both, and of the ratio."""
+        asked = [(figures.limit("deliveries", rate, "", 9.0, ">="),
+                  figures.limit("p99", late, "ms", 15.0)) for rate, late in (gateway, bare)]
+        relative = figures.compare("deliveries", [gateway[0]], [bare[0]], "", "bare", 0.9, ">=")
+        return [check.verdict for check in (*rows_load.either(asked[0], relative, asked[1]), relative)]
+
+    assert either((10.0, 11.0), (10.0, 8.0)) == ["met", "met", ""]
+    assert either((10.0, 150.0), (10.0, 8.0)) == ["met", "missed", ""]
+    assert either((10.0, 150.0), (10.0, 440.0)) == ["", "", "met"]
+    assert either((5.0, 150.0), (6.0, 440.0)) == ["", "", "missed"]
+    assert either((10.0, 11.0), (10.0, 440.0)) == ["met", "met", ""]
+
+
 def test_what_was_not_measured_never_counts_as_met():
     check = figures.Check("cpu", value=0.0, ratio=0.0, target=1.0, missing="no nginx")
     assert check.verdict == "not measured"

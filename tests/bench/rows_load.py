@@ -145,26 +145,28 @@ def bursts_10000(bench):
 
 @row("sustained", "Sustained: 10 000 events/s to each of 1 000 subscribers, one shard",
      "100 POSTs/s of 100 events; one subscriber in 50 is read and checked, of the others the"
-     " bytes are counted. To reach: 9 million/s with a p99 under 15 ms; or, where the machine is too"
-     " slow for both, 0.9 of what the bare server delivers, and its p99 stands beside it")
+     " bytes are counted. To reach: 9 million/s with a p99 under 15 ms; or, where not even the bare server"
+     " does that on this machine, 0.9 of what it delivers, and its p99 stands beside it")
 def sustained(bench):
     load = Load(1000, 10000, burst=100, seconds=1.5, more=("--count",))
     found = alternate(bench, "sustained", same_load(load, "bare", "gateway"))
     rate = lambda result: result["deliveries_per_second"] / 1e6  # noqa: E731
     late = lambda result: result["latency_usec"]["p99"] / 1000  # noqa: E731
-    lines = [found.limit("deliveries", rate, "million/s", 9.0, ">="),
-             found.compare("deliveries", rate, "million/s", "bare", 0.9, ">="),
-             found.limit("latency, p99", late, "ms", 15.0)]
-    return [*either(lines), found.compare("latency, p99", late, "ms", "bare")], found.as_json()
+
+    def absolute(name):
+        return (found.limit("deliveries", rate, "million/s", 9.0, ">=", ours=name),
+                found.limit("latency, p99", late, "ms", 15.0, ours=name))
+
+    relative = found.compare("deliveries", rate, "million/s", "bare", 0.9, ">=")
+    deliveries_, latency = either(absolute("gateway"), relative, absolute("bare"))
+    return [deliveries_, relative, latency,
+            found.compare("latency, p99", late, "ms", "bare")], found.as_json()
 
 
-def either(lines):
-    """So much, and no later than that; or as much as the machine can do: one of the two is
-    enough, and then the other is not asked for. What is asked for and not reached is the
-    first only where the second is not reached, either."""
-    absolute, relative, latency = lines
-    if absolute.verdict == latency.verdict == "met":
-        relative.target = None
-    elif relative.verdict == "met":
-        absolute.target = latency.target = None
-    return lines
+def either(absolute, relative, bare):
+    """So much, and no later than that; or, where not even the bare server can do it on this machine, as
+    much as that does. Only one of the two is asked for."""
+    reached = [all(check.verdict == "met" for check in checks) for checks in (absolute, bare)]
+    for check in (relative,) if any(reached) else absolute:
+        check.target = None
+    return absolute
