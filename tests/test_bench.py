@@ -139,6 +139,22 @@ def test_who_takes_turns_has_as_many_as_the_others():
     assert [found[name]["events"] for name in loads] == [50, 50, 50]
 
 
+def is_alive(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_what_outlives_the_program_that_started_it_is_ended_with_it():
+    process = subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!; wait"], stdout=subprocess.PIPE,
+                               start_new_session=True)
+    child = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    assert is_alive(child)
+    end(process)
+    wait_until(lambda: not is_alive(child), "the child is gone")
+
+
 @pytest.mark.parametrize("name, value, said", [
     ("BENCH_ROWS", "nonsense", "no row is called nonsense"),
     *((name, value, f"{name} is {value!r}") for name, value in (

@@ -29,14 +29,15 @@ def program(name):
 
 
 def end(process):
-    """It is asked to end, and then there is an end of it and of what it started."""
+    """It is asked to end, and then there is an end of it and of what it started, which may have outlived
+    it. It has a process group of its own."""
     if process.poll() is None:
         process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 class Program:
