@@ -139,6 +139,13 @@ def test_who_takes_turns_has_as_many_as_the_others():
     assert [found[name]["events"] for name in loads] == [50, 50, 50]
 
 
+def test_a_server_whose_port_somebody_else_has_is_not_measured(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as door, World() as world:
+        monkeypatch.setattr(machine, "free_port", lambda: door.getsockname()[1])
+        with pytest.raises(NotMeasured, match="Address already in use"):
+            world.start("bare")
+
+
 def is_alive(pid):
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"

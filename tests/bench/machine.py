@@ -1,5 +1,6 @@
 """What it all runs on, for the heading of the table; and who used how much CPU time."""
 
+import itertools
 import os
 import platform
 import re
@@ -25,6 +26,21 @@ def free_port():
     with socket.create_server(("127.0.0.1", 0)) as door:
         return door.getsockname()[1]
 
+
+LISTENS = "0A"  # in /proc/net/tcp
+
+
+def is_listening(pid, port):
+    """On this port, and the process itself: whoever has the port in its place does not count."""
+    with open("/proc/net/tcp", encoding="ascii") as sockets:
+        next(sockets)
+        # First those that listen; of the others there may be a hundred thousand.
+        listening = itertools.takewhile(lambda fields: fields[3] == LISTENS, map(str.split, sockets))
+        doors = {f"socket:[{fields[9]}]" for fields in listening
+                 if int(fields[1].rpartition(":")[2], 16) == port}
+    with suppress(FileNotFoundError):
+        return any(os.readlink(file) in doors for file in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 # -- CPU time ---------------------------------------------------------------------------
 

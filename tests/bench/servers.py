@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -143,11 +142,7 @@ class Server:
     def listens(self):
         if self.process.poll() is not None:
             raise NotMeasured(f"{self.kind} ended: {(self.folder / 'log').read_text()[-500:]}")
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 1).close()
-            return True
-        except OSError:
-            return False
+        return machine.is_listening(self.process.pid, self.port)
 
     def stop(self):
         if self.process is not None:
