@@ -162,6 +162,30 @@ def test_what_outlives_the_program_that_started_it_is_ended_with_it():
     wait_until(lambda: not is_alive(child), "the child is gone")
 
 
+COMING_AND_GOING = """
+import threading, time
+while time.process_time() < 0.5:
+    pass
+print(flush=True)
+while True:
+    threads = [threading.Thread(target=time.sleep, args=(0.0005,)) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+"""
+
+
+def test_a_thread_that_ends_meanwhile_hides_none_of_the_others():
+    with subprocess.Popen([sys.executable, "-c", COMING_AND_GOING],
+                          stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        seconds = [machine.cpu_seconds(process.pid) for _ in range(500)]
+        process.kill()
+    assert min(seconds) >= 0.5
+    assert machine.cpu_seconds(process.pid) == 0
+
+
 @pytest.mark.parametrize("name, value, said", [
     ("BENCH_ROWS", "nonsense", "no row is called nonsense"),
     *((name, value, f"{name} is {value!r}") for name, value in (

@@ -38,31 +38,29 @@ def is_listening(pid, port):
         listening = itertools.takewhile(lambda fields: fields[3] == LISTENS, map(str.split, sockets))
         doors = {f"socket:[{fields[9]}]" for fields in listening
                  if int(fields[1].rpartition(":")[2], 16) == port}
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # it ends meanwhile
         return any(os.readlink(file) in doors for file in Path(f"/proc/{pid}/fd").iterdir())
     return False
+
 
 # -- CPU time ---------------------------------------------------------------------------
 
 
-def cpu_seconds(pid):
-    """Of all threads of a process since it began; 0 for one that is gone."""
-    nanoseconds = 0
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            nanoseconds += int((task / "schedstat").read_text().split()[0])
-    except OSError:
-        return 0.0
-    return nanoseconds / 1e9
-
-
 def thread_seconds(pid):
-    """{thread's name: CPU seconds}"""
+    """{threads' name: their CPU seconds since they began}; of those that are there."""
     found = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        name = (task / "comm").read_text().strip()
-        found[name] = found.get(name, 0) + int((task / "schedstat").read_text().split()[0]) / 1e9
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                name = (task / "comm").read_text().strip()
+                nanoseconds = int((task / "schedstat").read_text().split()[0])
+                found[name] = found.get(name, 0) + nanoseconds / 1e9
     return found
+
+
+def cpu_seconds(pid):
+    """Of all threads of a process; 0 for one that is gone."""
+    return sum(thread_seconds(pid).values())
 
 
 def user_and_kernel(pid):
