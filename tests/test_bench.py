@@ -79,6 +79,16 @@ def test_the_bare_server_says_whether_the_machine_is_too_slow():
     assert either((10.0, 11.0), (10.0, 440.0)) == ["met", "met", ""]
 
 
+def test_what_was_acknowledged_while_it_warmed_up_has_to_be_there_too():
+    class Database:
+        def value(self, _):
+            return 250
+
+    assert scale.stored(Database(), {"answers_in_all": 100}, {"answers_in_all": 150}) == 250
+    with pytest.raises(NotMeasured, match="300 POSTs acknowledged, 250 events stored"):
+        scale.stored(Database(), {"answers": 200, "answers_in_all": 300})
+
+
 def test_what_was_not_measured_never_counts_as_met():
     check = figures.Check("cpu", value=0.0, ratio=0.0, target=1.0, missing="no nginx")
     assert check.verdict == "not measured"

@@ -59,7 +59,8 @@ struct post {
     size_t request_len;
     char *last_digit; /* of its event's number */
     bool measuring;
-    uint64_t answers;
+    uint64_t answers_in_all;
+    uint64_t answers; /* of these, while it was measured */
     uint64_t errors;
     char fault[200]; /* the first error */
     struct histogram latency;
@@ -169,6 +170,7 @@ static void count_answer(struct post *post, const struct client *client)
 {
     const uint64_t usec = figures_now_usec() - client->sent_usec;
 
+    post->answers_in_all++;
     if (!post->measuring)
         return;
     post->answers++;
@@ -259,13 +261,14 @@ static void measure(struct post *post)
     const double answers = (double)MAX(post->answers, 1);
 
     printf("{\"connections\":%zu,\"seconds\":%.3f,\"answers\":%llu,"
-           "\"answers_per_second\":%.0f,\"errors\":%llu,"
+           "\"answers_in_all\":%llu,\"answers_per_second\":%.0f,\"errors\":%llu,"
            "\"server_cpu_seconds\":%.3f,\"server_cpu_usec_per_answer\":%.3f,"
            "\"generator_cpu_seconds\":%.3f,\"generator_cpu_usec_per_answer\":%.3f,"
            "\"latency_usec\":",
            post->connections, seconds, (unsigned long long)post->answers,
-           (double)post->answers / seconds, (unsigned long long)post->errors, server,
-           server * 1e6 / answers, own, own * 1e6 / answers);
+           (unsigned long long)post->answers_in_all, (double)post->answers / seconds,
+           (unsigned long long)post->errors, server, server * 1e6 / answers, own,
+           own * 1e6 / answers);
     histogram_print(stdout, &post->latency);
     printf("}\n");
 }

@@ -139,6 +139,15 @@ def listeners(bench, publish=post_events):
 # -- publishers -------------------------------------------------------------------------
 
 
+def stored(database, *posts):
+    """How many events are in the table: at the least those that were acknowledged."""
+    rows = database.value("SELECT count(*) FROM gateway.events")
+    acknowledged = sum(result["answers_in_all"] for result in posts)
+    if rows < acknowledged:
+        raise NotMeasured(f"{acknowledged} POSTs acknowledged, {rows} events stored")
+    return rows
+
+
 def publish(bench, count, clients):
     with gateways(bench, count) as servers:
         meter = PostgresMeter(bench.world.cluster)
@@ -149,7 +158,7 @@ def publish(bench, count, clients):
                 seconds, "--path", "/events", "--pid", server.gateway.pid, timeout=seconds + 60)
             for server in servers))
         postgres = meter.seconds()
-        rows = servers[0].database.value("SELECT count(*) FROM gateway.events")
+        rows = stored(servers[0].database, *found)
     return {"answers_per_second": sum(result["answers_per_second"] for result in found),
             "postgres_usec": postgres / rows * 1e6, "rows": rows, "posts": found}
 
