@@ -196,6 +196,11 @@ def test_a_thread_that_ends_meanwhile_hides_none_of_the_others():
     assert machine.cpu_seconds(process.pid) == 0
 
 
+def test_a_table_without_postgresql_is_printed_all_the_same(monkeypatch):
+    monkeypatch.setattr(machine, "find_postgres_tool", lambda name: pytest.fail("missing"))
+    assert machine.versions(None)["PostgreSQL"] == "not there"
+
+
 @pytest.mark.parametrize("name, value, said", [
     ("BENCH_ROWS", "nonsense", "no row is called nonsense"),
     *((name, value, f"{name} is {value!r}") for name, value in (

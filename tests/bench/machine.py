@@ -10,6 +10,7 @@ import subprocess
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 from harness.tools import find_postgres_tool
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -141,13 +142,20 @@ def describe():
             "system": distribution()}
 
 
+def postgres_version():
+    try:
+        return first_number(said(find_postgres_tool("postgres"), "--version"))
+    except pytest.fail.Exception:
+        return first_number("")
+
+
 def versions(node_pg):
     """Of what is measured and of what it is built from."""
     nchan = said("dpkg-query", "-W", "-f", "${Version}", "libnginx-mod-nchan")
     found = {
         "gcc": first_number(said("gcc", "-dumpfullversion")),
         "libmicrohttpd": first_number(said("pkg-config", "--modversion", "libmicrohttpd")),
-        "PostgreSQL": first_number(said(find_postgres_tool("postgres"), "--version")),
+        "PostgreSQL": postgres_version(),
         "nginx": first_number(said("/usr/sbin/nginx", "-v")),
         "Nchan": first_number(nchan),
         "Node.js": first_number(said("node", "--version")),
