@@ -133,6 +133,41 @@ def test_a_row_without_its_program_is_not_measured_and_the_status_says_so(tmp_pa
     assert {line["verdict"] for line in result["rows"][0]["lines"]} == {"not measured"}
 
 
+def folders_of(directory):
+    """What stands there, and the processes that work in it."""
+    cwd = [path for path in Path("/proc").glob("[0-9]*/cwd") if os.path.exists(path.parent)]
+    return [*directory.iterdir(),
+            *(path for path in cwd if str(directory) in readlink(path))]
+
+
+def readlink(path):
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize("number, whole_group", [
+    (signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGHUP, False)])
+def test_who_is_interrupted_amid_a_row_leaves_nothing(number, whole_group):
+    home = Path(tempfile.mkdtemp(prefix="pgsse-i-"))
+    home.chmod(0o755)
+    try:
+        with subprocess.Popen(
+                [sys.executable, "-B", "-m", "bench", "--result", str(home / "bench.json")],
+                cwd=REPOSITORY / "tests", text=True, stderr=subprocess.PIPE, start_new_session=True,
+                env={**os.environ, "PGSSE_BINARY": str(find_gateway()), "BENCH_ROWS": "posts",
+                     "TMPDIR": str(home), "PGSSE_TEST_DATA": str(home)}) as bench:
+            wait_until(lambda: list(home.glob("pgsse-bench-*/gateway*/log")), "a gateway runs")
+            (os.killpg if whole_group else os.kill)(bench.pid, number)
+            _, said = bench.communicate(timeout=scaled(60))
+        assert bench.returncode == 128 + number
+        assert "Traceback" not in said and said.endswith(f"ended by {number.name}\n")
+        assert folders_of(home) == []
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
 def test_a_row_is_measured_and_written_down(tmp_path):
     done, result = run_bench(tmp_path, "publisher")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -25,6 +25,9 @@ from .rows import ROWS
 from .servers import World
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @dataclass
 class Bench:
     """What a row is given."""
@@ -70,9 +73,18 @@ def measure(bench, row):
     return found
 
 
+def leave(number, _):
+    """All that was started is ended on the way out; who asks once more meanwhile is not heard."""
+    for each in ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    say(f"ended by {signal.Signals(number).name}")
+    sys.exit(128 + number)
+
+
 def main():
     options, rows = arguments(), chosen()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    for number in ENDING:
+        signal.signal(number, leave)
     machine.raise_file_limit()
     begin = time.monotonic()
     run = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "machine": machine.describe(),
