@@ -66,8 +66,8 @@ def measure_cpu(server, cluster, channels):
     before = gateway.metric(RELAYED)
     postgres, own = PostgresMeter(cluster), cpu_seconds(gateway.pid)
     notify(server, channels)
-    postgres, own = postgres.seconds(), cpu_seconds(gateway.pid) - own
     gateway.wait_metric(RELAYED, before + NOTIFICATIONS)
+    postgres, own = postgres.seconds(), cpu_seconds(gateway.pid) - own
     return postgres / NOTIFICATIONS * 1e6, own / NOTIFICATIONS * 1e6
 
 
