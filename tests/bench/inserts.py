@@ -31,11 +31,12 @@ import threading
 from pathlib import Path
 
 from harness.gateway import Gateway
-from harness.tools import REPOSITORY, find_postgres_tool
+from harness.tools import find_postgres_tool
 from harness.waiting import wait_until
 
 from . import ground
 from .machine import cpu_seconds
+from .programs import program
 
 CLIENTS = 16
 THREADS = 2
@@ -57,13 +58,6 @@ def preloaded(library):
         yield
     finally:
         del os.environ["LD_PRELOAD"]
-
-
-def slow_fsync():
-    library = Path(os.environ.get("BENCH_BUILD", REPOSITORY / "build" / "bench")) / "slow_fsync.so"
-    if not library.exists():
-        raise RuntimeError(f"{library} is missing: make {library.relative_to(REPOSITORY)}")
-    return library
 
 
 def pgbench(database, seconds, directory, rate=None):
@@ -169,7 +163,7 @@ def measure(slow=False, rounds=3, seconds=5, situations=SITUATIONS, say=lambda l
     `without`, the ratio."""
     directory = Path(tempfile.mkdtemp(prefix="pgsse-bench-"))
     directory.chmod(0o755)
-    with preloaded(slow_fsync() if slow else None):
+    with preloaded(program("slow_fsync.so") if slow else None):
         server = ground.start_cluster()
     try:
         taken = {situation: [] for situation in situations}
