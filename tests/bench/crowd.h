@@ -71,10 +71,9 @@ struct crowd_report {
     _Atomic uint64_t deliveries; /* sampled: only as far as all have the same */
     _Atomic uint64_t missing;
     _Atomic uint64_t doubled;
-    _Atomic uint64_t gaps; /* frames that say so */
-    _Atomic size_t lost;   /* connections that ended */
-    _Atomic uint64_t
-        refused; /* of those who return: closed without an answer, and tried again */
+    _Atomic uint64_t gaps;    /* frames that say so */
+    _Atomic size_t lost;      /* connections that ended */
+    _Atomic uint64_t refused; /* who return: closed without an answer, and tried again */
     _Atomic size_t caught_up; /* of those who return: have what is published */
     _Atomic uint64_t caught_up_usec;
     struct histogram latency[BOOK_COUNT];
@@ -86,8 +85,7 @@ void *crowd_share(size_t bytes);
 
 /* A process with the subscribers first … first + count - 1, until the order is over.
  * `returning`: they come when they are told to, with the resume id, and nobody waits until
- * another is connected. The report is
- * shared. -1 with a line on stderr. */
+ * another is connected. The report is shared. -1 with a line on stderr. */
 pid_t crowd_start(const struct crowd_plan *plan, struct crowd_order *order, size_t first,
                   size_t count, bool returning, struct crowd_report **ret_report);
 

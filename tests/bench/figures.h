@@ -38,7 +38,8 @@ void figures_sleep_until(uint64_t usec);
 /* The most files this process may have. */
 void figures_raise_file_limit(void);
 
-/* Processor time of all threads of the processes, in seconds. Precise to the nanosecond (schedstat), unlike the ticks of stat. */
+/* Processor time of all threads of the processes, in seconds. Precise to the nanosecond
+ * (schedstat), unlike the ticks of stat. */
 double figures_cpu_seconds(const pid_t *pids, size_t count);
 
 /* Calls back with each thread of the process. */

@@ -45,7 +45,8 @@ SELECT indexname, indexdef FROM pg_indexes
 class Filler(ground.DurableCluster):
     settings = {**SETTINGS, "fsync": "off", "synchronous_commit": "off", "wal_level": "minimal",
                 "max_wal_senders": "0", "max_wal_size": "8GB", "full_page_writes": "off",
-                "shared_buffers": "1GB", "maintenance_work_mem": "256MB", "autovacuum": "off", "checkpoint_timeout": "1h"}
+                "shared_buffers": "1GB", "maintenance_work_mem": "256MB", "autovacuum": "off",
+                "checkpoint_timeout": "1h"}
 
 
 def fill(database, rows):
