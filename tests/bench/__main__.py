@@ -26,6 +26,7 @@ from .servers import World
 
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ended_by = []  # the signal, if there was one
 
 
 @dataclass
@@ -65,6 +66,8 @@ def measure(bench, row):
     try:
         found["lines"], found["raw"] = row.measure(bench)
     except (Exception, pytest.fail.Exception) as problem:
+        if ended_by:  # and who was ended with it complains
+            sys.exit(128 + ended_by[0])
         expected = isinstance(problem, (NotMeasured, TimeoutError))
         found["missing"] = str(problem) if expected else f"{type(problem).__name__}: {problem}"
         say(f"{row.name}: not measured: {found['missing']}")
@@ -77,6 +80,7 @@ def leave(number, _):
     """All that was started is ended on the way out; who asks once more meanwhile is not heard."""
     for each in ENDING:
         signal.signal(each, signal.SIG_IGN)
+    ended_by.append(number)
     say(f"ended by {signal.Signals(number).name}")
     sys.exit(128 + number)
 

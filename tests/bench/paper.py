@@ -23,11 +23,15 @@ def raw(results, name):
     raise Missing(name)
 
 
-def loads(results, name):
+def of_gateway(found, name):
     try:
-        return raw(results, name)["results"]["gateway"]
+        return found["gateway"]
     except KeyError:
         raise Missing(name) from None
+
+
+def loads(results, name):
+    return of_gateway(raw(results, name)["results"], name)
 
 
 def measured(results):
@@ -39,7 +43,7 @@ def measured(results):
     return {
         "delivery_usec": median(one["cpu_usec_per_delivery"]
                                 for one in loads(results, "channels")),
-        "bytes": raw(results, "memory")["gateway"]["pss_bytes_per_subscriber"],
+        "bytes": of_gateway(raw(results, "memory"), "memory")["pss_bytes_per_subscriber"],
         "postgres_usec": postgres[1],
         "listener_usec": (postgres[most] - postgres[1]) / (most - 1),
         "feed_usec": median(one["feed_usec"] for one in next(

@@ -1,6 +1,6 @@
 """Rows with a measurement of their own: a program or a module that measures one thing."""
 
-from . import figures, scale
+from . import figures, rounds, scale
 from .knobs import CHURN_SECONDS
 from .machine import PostgresMeter
 from .programs import run, say
@@ -20,17 +20,20 @@ RETURNING = 10_000
      "growth of PSS (/proc/PID/smaps_rollup) from none to all; the request is what Chromium's"
      " EventSource sends. What the kernel keeps for a socket is not in it, for none of them")
 def memory(bench):
-    module = measurement("memory")
-    raw, lines = {}, []
-    for name, path, channels in (("gateway", "/events?channel=c{}", 1), ("nchan", "/sub/c{}", 1)):
-        with bench.world.start(name) as server:
-            raw[name] = module.measure(server.pids, ("127.0.0.1", server.port), IDLE, path,
-                                       channels)
-        say(f"memory: {name}: {raw[name]['pss_bytes_per_subscriber']:.0f} bytes a subscriber")
-    ours, theirs = (raw[name]["pss_bytes_per_subscriber"] for name in ("gateway", "nchan"))
-    lines.append(figures.limit("one channel", ours, "bytes", 3500))
-    lines.append(figures.compare("one channel", [ours], [theirs], "bytes", "Nchan", 0.35))
-    return lines, raw
+    module, size = measurement("memory"), key("pss_bytes_per_subscriber")
+    found = rounds.Rounds()
+    for name, path in (("gateway", "/events?channel=c{}"), ("nchan", "/sub/c{}")):
+        try:
+            with bench.world.start(name) as server:
+                found.results[name] = [module.measure(
+                    server.pids, ("127.0.0.1", server.port), IDLE, path)]
+        except rounds.PROBLEMS as problem:
+            found.missing[name] = str(problem)
+            continue
+        say(f"memory: {name}: {size(found.results[name][0]):.0f} bytes a subscriber")
+    return [found.limit("one channel", size, "bytes", 3500),
+            found.compare("one channel", size, "bytes", "nchan", 0.35)], {
+                name: result[0] for name, result in found.results.items()}
 
 
 # Growth in all: a run of half a minute does not tell less from noise, and an hour's must not
