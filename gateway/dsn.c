@@ -146,7 +146,10 @@ int dsn_check(const char *text, struct err *err)
         return 0;
     PQconninfoOption *options = PQconninfoParse(text, &message);
     if (options == NULL) {
-        int r = unreadable(message, err);
+        /* PQconndefaults() asks for the user's name, and without memory glibc crashes at that. */
+        const int r = message == NULL || strstr(message, "out of memory") != NULL
+                          ? err_set(err, -ENOMEM, "no memory for a connection string")
+                          : unreadable(message, err);
         PQfreemem(message);
         return r;
     }

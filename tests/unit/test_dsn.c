@@ -1,7 +1,9 @@
 /* test_dsn.c - a connection string, host by host. */
 #include "dsn.h"
 
+#include <errno.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 
 #include "cmocka_all.h"
 
@@ -58,11 +60,56 @@ static void the_password_is_used_unless_there_is_one(void **state)
     }
 }
 
+/* A sanitizer's own memory would run out, too. */
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+
+struct piece {
+    struct piece *next;
+};
+
+/* libpq's memory, not only the gateway's own: nothing more is to be had from malloc(). */
+static struct piece *take_all_memory(void)
+{
+    struct piece *pieces = NULL;
+
+    for (size_t size = MIB; size >= sizeof(*pieces); size /= 2) {
+        for (struct piece *piece; (piece = malloc(size)) != NULL; pieces = piece)
+            piece->next = pieces;
+    }
+    return pieces;
+}
+
+static void without_memory_it_is_not_called_unreadable(void **state)
+{
+    (void)state;
+    struct rlimit before;
+    struct err err = {0};
+
+    assert_int_equal(getrlimit(RLIMIT_AS, &before), 0);
+    const struct rlimit none = {.rlim_cur = 1, .rlim_max = before.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_AS, &none), 0);
+    struct piece *pieces = take_all_memory();
+    const int result = dsn_check("host=/nowhere user=u", &err);
+    while (pieces != NULL) {
+        struct piece *next = pieces->next;
+        free(pieces);
+        pieces = next;
+    }
+    assert_int_equal(setrlimit(RLIMIT_AS, &before), 0);
+    assert_int_equal(result, -ENOMEM);
+    assert_int_equal(dsn_check("host=/nowhere user=u", &err), 0);
+}
+
+#endif
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_host_is_an_attempt),
         cmocka_unit_test(the_password_is_used_unless_there_is_one),
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+        cmocka_unit_test(without_memory_it_is_not_called_unreadable),
+#endif
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
