@@ -124,7 +124,7 @@ clean: ## remove what was built (the data of `make run` stays)
 
 help: ## this list
 	@echo 'pg-sse-gateway $(VERSION)'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 	@echo 'Variables: V=1 WERROR=1 SAN=address,undefined SAN=thread CC CFLAGS LDFLAGS'
 	@echo '           PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) DESTDIR UNITDIR FUZZ_SECONDS'
 
