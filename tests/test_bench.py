@@ -55,6 +55,12 @@ def test_a_quantile_of_all_rounds_is_that_of_their_events_together():
     assert figures.quantile([5.0, 1.0], 0.5) == 1.0
 
 
+def test_nobody_always_comes_first():
+    orders = [rounds.in_turn(("bare", "gateway", "nchan"), number) for number in range(4)]
+    assert [order[0] for order in orders] == ["bare", "gateway", "nchan", "bare"]
+    assert all(sorted(order) == ["bare", "gateway", "nchan"] for order in orders)
+
+
 def test_a_line_says_of_how_many_rounds_it_is():
     check = figures.compare("cpu", [2.0, 8.0, 8.0], [4.0], "µs", "Nchan")
     assert check.rounds == 1

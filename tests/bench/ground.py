@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -39,6 +40,7 @@ def start_cluster(kind=DurableCluster):
                                settings={"database.dsn": made.dsn})
         if done.returncode != 0:
             raise RuntimeError(done.stderr)
+        os.sync()  # nobody's fsync is to write what initdb left
     except BaseException:
         cluster.remove()
         raise

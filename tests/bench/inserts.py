@@ -37,6 +37,7 @@ from harness.waiting import wait_until
 from . import ground
 from .machine import cpu_seconds
 from .programs import program
+from .rounds import in_turn
 
 CLIENTS = 16
 THREADS = 2
@@ -168,7 +169,7 @@ def measure(slow=False, rounds=3, seconds=5, situations=SITUATIONS, say=lambda l
     try:
         taken = {situation: [] for situation in situations}
         for number in range(rounds):
-            for situation in situations:
+            for situation in in_turn(situations, number):
                 figures = take_turn(server, directory, situation, seconds)
                 taken[situation].append(figures)
                 say(f"round {number + 1}, {situation}: {figures['per_second']:.0f}/s;"

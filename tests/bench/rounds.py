@@ -119,16 +119,24 @@ class Rounds:
         return {"results": self.results, "missing": self.missing}
 
 
+def in_turn(items, number):
+    """The order of that round: each of them is the first in one of so many, because who comes first may
+    find a machine that still has something else to do."""
+    items = list(items)
+    first = number % len(items)
+    return items[first:] + items[:first]
+
+
 def alternate(bench, row, loads, rounds=None, together=()):
     """loads: {name: its Load}. `together` are groups of names that are measured at the same time;
-    the others are measured one after the other. Peers that are slow take part in fewer rounds:
-    {name: n}. Who could not be measured once is not asked again."""
+    the others are measured one after the other, in each round in another order. Peers that are slow
+    take part in fewer rounds: {name: n}. Who could not be measured once is not asked again."""
     found = Rounds()
     count = {name: min(bench.rounds, (rounds or {}).get(name, bench.rounds)) for name in loads}
     grouped = [name for group in together for name in group]
     groups = [*together, *((name,) for name in loads if name not in grouped)]
     for number in range(bench.rounds):
-        for group in groups:
+        for group in in_turn(groups, number):
             chosen = {name: loads[name] for name in group
                       if number < count[name] and name not in found.missing}
             if not chosen:

@@ -95,7 +95,8 @@ def bound(bare, gateway):
 def posts(bench):
     raw = {"bare_mhd": [], "gateway": []}
     for number in range(bench.rounds):
-        for name, measure in (("bare_mhd", post_to_bare), ("gateway", post_to_gateway)):
+        for name, measure in rounds.in_turn((("bare_mhd", post_to_bare), ("gateway", post_to_gateway)),
+                                            number):
             raw[name].append(measure(bench))
             say(f"posts: round {number + 1}: {name}: {raw[name][-1]['answers_per_second']} answers/s")
     ours, theirs = raw["gateway"], raw["bare_mhd"]
