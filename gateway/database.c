@@ -276,7 +276,8 @@ static void forget_error(struct database *database)
 }
 
 /* Notes a result that is an error; returns -EIO with its text. The first error of a call
- * is the one that counts. */
+ * is the one that counts. Without an SQLSTATE it is not the server's but libpq's own, which
+ * had no memory for an answer: see database.h. */
 static int refused(struct database *database, const PGresult *result, struct err *err)
 {
     struct database_error *error = &database->error;
@@ -295,6 +296,8 @@ static int refused(struct database *database, const PGresult *result, struct err
     if (error->message[0] == '\0') /* libpq's own, without fields */
         err_copy_line(error->message, sizeof(error->message),
                       PQresultErrorMessage(result));
+    if (error->sqlstate[0] == '\0')
+        return lost(database, err);
     if (strcmp(error->severity, "FATAL") == 0 || strcmp(error->severity, "PANIC") == 0)
         err_copy_line(database->last_words, sizeof(database->last_words), error->message);
     return err_set(err, -EIO, "%s", error->message);
@@ -336,7 +339,7 @@ static int finish_statement(struct database *database, struct patience *patience
         if (result == NULL)
             break;
         r = check_result(database, result, err);
-        if (r == -EPROTO) {
+        if (r < 0 && r != -EIO) {
             /* A COPY would never end by itself. */
             PQclear(result);
             PQclear(kept);

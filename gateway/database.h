@@ -17,6 +17,9 @@
  *   -ECONNRESET  the connection is lost, or there was none  }  is closed
  *   -ENOMEM                                                 }
  *
+ * An answer that libpq has no memory for is a connection lost, too: what was asked may be done, and
+ * the session have a lock or a prepared statement that nobody knows of. It ends with them.
+ *
  * The connection string is the user's and wins over everything that is set here, but for
  * client_encoding: every text of the gateway is UTF-8. No text made here shows any of it.
  *

@@ -231,8 +231,8 @@ static int run_errands(struct groups *groups, struct errands *list, size_t count
                        struct err *err)
 {
     int r = errand_run(list->first, count, groups->database, statement_deadline(), err);
-    /* Without an SQLSTATE it is not the server that has said no: libpq had no memory for its
-     * answer, say, and it may be done. */
+    /* Without an SQLSTATE it is not the server that has said no: its answer was not one of ours,
+     * and it may be done. */
     const bool refused = r == -EIO && *database_sqlstate(groups->database) != '\0';
 
     if (refused && count > 1) { /* one of them: each alone, then */

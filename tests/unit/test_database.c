@@ -4,6 +4,7 @@
 #include "pg.h"
 
 #include "database.h"
+#include "lost_answers.h"
 
 static char heard[8][32];
 static int heard_count;
@@ -486,6 +487,36 @@ static int tear_down(void **state)
     return 0;
 }
 
+/* It may be done, and what the session has of it must not stay with nobody knowing. */
+static void an_answer_that_is_lost_is_a_connection_lost(void **state)
+{
+    struct pg *pg = *state;
+    struct database *database = make_connected(pg->dsn, -1);
+    const struct database_query named = {.sql = "SELECT 1", .name = "one"};
+    const struct database_query two[] = {{.sql = "SELECT 1"}, {.sql = "SELECT 2"}};
+    bool lost = true;
+
+    for (unsigned nth = 1; lost; nth++) {
+        struct err err = {0};
+        int r[4];
+
+        lost_answers_begin(nth);
+        r[0] = database_run(database, "SELECT 1", in_msec(3000), NULL, &err);
+        r[1] = database_query(database, &named, in_msec(3000), NULL, &err);
+        r[2] = database_pipeline(database, two, 2, in_msec(3000), NULL, &err);
+        r[3] = database_script(database, "SELECT 1; SELECT 2", in_msec(3000), &err);
+        lost = lost_answers_end();
+        assert_int_equal(database_connected(database), !lost);
+        for (size_t i = 0; i < ARRAY_SIZE(r); i++)
+            assert_true(r[i] == 0 || (lost && r[i] == -ECONNRESET));
+        assert_int_equal(r[3], lost ? -ECONNRESET : 0);
+        if (lost)
+            assert_int_equal(database_connect(database, in_msec(3000), NULL), 0);
+        assert_int_equal(database_query(database, &named, in_msec(3000), NULL, &err), 0);
+    }
+    database_free(database);
+}
+
 int main(void)
 {
 #define WITH_PG(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
@@ -510,6 +541,7 @@ int main(void)
         WITH_PG(a_named_statement_is_prepared_once_a_connection),
         WITH_PG(a_named_statement_that_cannot_be_prepared_is_refused_each_time),
         WITH_PG(a_connection_lost_at_any_byte_is_only_an_error),
+        WITH_PG(an_answer_that_is_lost_is_a_connection_lost),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

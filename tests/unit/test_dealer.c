@@ -4,6 +4,7 @@
 
 #include "dealer.h"
 #include "failing_malloc.h"
+#include "lost_answers.h"
 
 #define EVENTS 2500
 
@@ -286,6 +287,48 @@ static void without_memory_a_holder_still_has_all_in_order(void **state)
     }
 }
 
+/* Who has it is the holder's session. */
+static long count_locks(struct world *world)
+{
+    return pg_number(world->pg.conn,
+                     "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = "
+                     "l.database WHERE l.locktype = 'advisory' AND d.datname = "
+                     "current_database()");
+}
+
+static bool turn_until_the_lock_is_free(struct world *world)
+{
+    struct err err = {0};
+
+    if (dealer_turn(&world->dealer, &err) < 0) {
+        dealer_is_cut_off(&world->dealer);
+        connect_anew(world);
+    }
+    return count_locks(world) == 0;
+}
+
+/* The n-th answer is lost, from the holder's coming to its going: the next one has everything, and
+ * the last one's lock is not kept by a session that knows nothing of it. */
+static void whatever_answer_is_lost_a_holder_has_all_and_leaves_no_lock(void **state)
+{
+    struct world *world = *state;
+    struct heir heir;
+    bool lost = true;
+
+    for (unsigned nth = 1; lost; nth++) {
+        publish(world, 20);
+        come(world, &heir);
+        lost_answers_begin(nth);
+        WAIT_FOR(turn_until_in_hand(world, &heir, 20));
+        assert_false(heir.disordered);
+        dealer_dismiss(&world->dealer, &heir.enrolment);
+        WAIT_FOR(turn_until_the_lock_is_free(world));
+        lost = lost_answers_end();
+        pg_run(world->pg.conn,
+               "DELETE FROM gateway.deliveries; DELETE FROM gateway.events");
+    }
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
 
 int main(void)
@@ -297,6 +340,7 @@ int main(void)
         TEST(a_group_that_somebody_else_has_is_asked_for_at_looks_alone),
         TEST(without_memory_who_leaves_is_no_obstacle),
         TEST(without_memory_a_holder_still_has_all_in_order),
+        TEST(whatever_answer_is_lost_a_holder_has_all_and_leaves_no_lock),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
