@@ -51,9 +51,10 @@ def chrome_header(path):
     return CHROME_HEADER.format(path=path).replace("\n", "\r\n").encode()
 
 
-def pss_bytes(pid):
+def pss_bytes(pid, part=""):
+    """`part`: only what is `_Anon`ymous in it, or in a `_File`."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(re.search(r"^Pss: +([0-9]+) kB", text, re.MULTILINE)[1]) * 1024
+    return int(re.search(rf"^Pss{part}: +([0-9]+) kB", text, re.MULTILINE)[1]) * 1024
 
 
 def rss_bytes(pid):
