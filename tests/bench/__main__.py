@@ -66,14 +66,19 @@ def measure(bench, row):
     try:
         found["lines"], found["raw"] = row.measure(bench)
     except (Exception, pytest.fail.Exception) as problem:
-        if ended_by:  # and who was ended with it complains
-            sys.exit(128 + ended_by[0])
+        leave_if_told()  # and who was ended with it complains
         expected = isinstance(problem, (NotMeasured, TimeoutError))
         found["missing"] = str(problem) if expected else f"{type(problem).__name__}: {problem}"
         say(f"{row.name}: not measured: {found['missing']}")
+    leave_if_told()  # an exit from within what C has called, a finalizer say, is lost
     found["seconds"] = round(time.monotonic() - begin, 1)
     say(f"{row.name}: done in {found['seconds']:.0f} s")
     return found
+
+
+def leave_if_told():
+    if ended_by:
+        sys.exit(128 + ended_by[0])
 
 
 def leave(number, _):
@@ -82,7 +87,7 @@ def leave(number, _):
         signal.signal(each, signal.SIG_IGN)
     ended_by.append(number)
     say(f"ended by {signal.Signals(number).name}")
-    sys.exit(128 + number)
+    leave_if_told()
 
 
 def main():
