@@ -179,7 +179,10 @@ def test_who_is_interrupted_amid_a_row_leaves_nothing(number, whole_group):
                 cwd=REPOSITORY / "tests", text=True, stderr=subprocess.PIPE, start_new_session=True,
                 env={**os.environ, "PGSSE_BINARY": str(find_gateway()), "BENCH_ROWS": "posts",
                      "TMPDIR": str(home), "PGSSE_TEST_DATA": str(home)}) as bench:
-            wait_until(lambda: list(home.glob("pgsse-bench-*/gateway*/log")), "a gateway runs")
+            # Its first line, not its file: that is there in the moment of the fork, in which Python
+            # loses what a signal's handler raises.
+            wait_until(lambda: any(log.stat().st_size for log in
+                                   home.glob("pgsse-bench-*/gateway*/log")), "a gateway runs")
             (os.killpg if whole_group else os.kill)(bench.pid, number)
             _, said = bench.communicate(timeout=scaled(60))
         assert bench.returncode == 128 + number
