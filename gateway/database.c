@@ -22,7 +22,7 @@
 
 struct database {
     PGconn *conn;                 /* NULL: not connected */
-    const char *prepared;         /* the name of the one statement that is; or NULL */
+    const char *prepared[2];      /* the names of the statements that are; NULL: free */
     struct dsn_settings settings; /* its texts are copies in `texts` */
     char *texts[4];
     int stop_fd;
@@ -104,7 +104,7 @@ void database_close(struct database *database)
 {
     PQfinish(database->conn);
     database->conn = NULL;
-    database->prepared = NULL;
+    memset(database->prepared, 0, sizeof(database->prepared));
 }
 
 bool database_connected(const struct database *database)
@@ -386,24 +386,38 @@ static int send_query(struct database *database, const struct database_query *qu
     return sent == 0 ? lost(database, err) : 0;
 }
 
-/* Sends it; prepared before, if that is wanted. One such statement a connection is all there
- * is need for. */
+/* Prepares it, unless that was done before. */
+static int prepare(struct database *database, const struct database_query *query,
+                   struct patience *patience, struct err *err)
+{
+    size_t place = 0;
+
+    while (database->prepared[place] != NULL) {
+        if (strcmp(database->prepared[place], query->name) == 0)
+            return 0;
+        place++;
+        assert(place < ARRAY_SIZE(database->prepared));
+    }
+    if (PQsendPrepare(database->conn, query->name, query->sql, query->count,
+                      query->types) == 0)
+        return lost(database, err);
+    const int r = finish_statement(database, patience, NULL, NULL, err);
+    if (r == 0)
+        database->prepared[place] = query->name;
+    return r;
+}
+
 static int begin_query(struct database *database, const struct database_query *query,
                        struct patience *patience, struct err *err)
 {
     forget_error(database);
     if (database->conn == NULL)
         return not_connected(err);
-    if (query->name != NULL && database->prepared == NULL) {
-        if (PQsendPrepare(database->conn, query->name, query->sql, query->count,
-                          query->types) == 0)
-            return lost(database, err);
-        const int r = finish_statement(database, patience, NULL, NULL, err);
+    if (query->name != NULL) {
+        const int r = prepare(database, query, patience, err);
         if (r < 0)
             return r;
-        database->prepared = query->name;
     }
-    assert(query->name == NULL || strcmp(query->name, database->prepared) == 0);
     return send_query(database, query, err);
 }
 

@@ -125,36 +125,45 @@ static void note_answer(void *argument)
 
 /* ---- questions ---- */
 
-static int ask(struct listener *listener, const char *sql, uint64_t patience_usec,
-               PGresult **ret_result, struct err *err)
+static int ask_query(struct listener *listener, const struct database_query *query,
+                     uint64_t patience_usec, PGresult **ret_result, struct err *err)
 {
-    const int r = database_run(listener->database, sql, clock_usec() + patience_usec,
-                               ret_result, err);
+    const int r = database_query(listener->database, query, clock_usec() + patience_usec,
+                                 ret_result, err);
 
     if (r == 0)
         note_answer(listener);
     return schema_explain(r, listener->database, err);
 }
 
-/* Where batches work towards an older snapshot, what was committed since is left to the next. */
-#define SWEEP(thorough)                                                                  \
-    "SELECT gateway.sweep(5000, " thorough                                               \
-    "), (SELECT s.target IS NULL FROM gateway.sweeps s ORDER BY s.step DESC LIMIT 1)"
+static int ask(struct listener *listener, const char *sql, uint64_t patience_usec,
+               PGresult **ret_result, struct err *err)
+{
+    return ask_query(listener, &(struct database_query){.sql = sql}, patience_usec,
+                     ret_result, err);
+}
 
-/* Numbers what others have committed. A full batch means that there is more. */
+/* Numbers what others have committed. A full batch means that there is more. Where batches work
+ * towards an older snapshot, what was committed since is left to the next. */
 static int sweep(struct listener *listener, struct err *err)
 {
     CLEANUP(database_clear) PGresult *result = NULL;
     uint64_t now = clock_usec();
     bool stragglers = now >= listener->straggler_usec;
+    const struct database_query query = {
+        .sql = "SELECT gateway.sweep(5000, $1), (SELECT s.target IS NULL "
+               "FROM gateway.sweeps s ORDER BY s.step DESC LIMIT 1)",
+        .count = 1,
+        .values = (const char *const[]){stragglers ? "true" : "false"},
+        .name = "sweep",
+    };
 
     listener->sweep_full = false;
     if (stragglers)
         listener->straggler_usec = now + STRAGGLERS_USEC;
     bell_sweeping(&listener->bell, now);
     intake_sweeping(listener->intake);
-    int r = ask(listener, stragglers ? SWEEP("true") : SWEEP("false"), SWEEP_USEC,
-                &result, err);
+    int r = ask_query(listener, &query, SWEEP_USEC, &result, err);
     if (r < 0)
         return r;
     unsigned long numbered = strtoul(PQgetvalue(result, 0, 0), NULL, 10);

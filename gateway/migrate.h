@@ -22,7 +22,7 @@
 
 /* The newest migration this program was written for; `make lint` compares it with the
  * files. */
-#define MIGRATE_SCHEMA_VERSION 16
+#define MIGRATE_SCHEMA_VERSION 17
 
 struct migrate_settings {
     const char *dsn;      /* libpq connection string; NULL or "": libpq's PG* variables */

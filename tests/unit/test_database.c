@@ -406,7 +406,7 @@ static void who_asks_leaves_nobody_waiting_for_a_lock(void **state)
     database_free(holder);
 }
 
-static void a_named_statement_is_prepared_once_a_connection(void **state)
+static void named_statements_are_prepared_once_a_connection(void **state)
 {
     struct pg *pg = *state;
     struct database *database = make_connected(pg->dsn, -1);
@@ -414,6 +414,7 @@ static void a_named_statement_is_prepared_once_a_connection(void **state)
     const char *values[] = {"7"};
     const struct database_query named = {
         .sql = "SELECT 100 / $1::int", .count = 1, .values = values, .name = "quotient"};
+    const struct database_query other = {.sql = "SELECT 5", .name = "five"};
 
     for (int connection = 0; connection < 2; connection++) {
         for (int i = 0; i < 3; i++) {
@@ -424,14 +425,18 @@ static void a_named_statement_is_prepared_once_a_connection(void **state)
                 i == 1 ? -EIO : 0);
             if (i != 1)
                 assert_string_equal(PQgetvalue(result, 0, 0), "14");
+            CLEANUP(database_clear) PGresult *five = NULL;
+            assert_int_equal(database_query(database, &other, in_msec(3000), &five, &err),
+                             0);
+            assert_string_equal(PQgetvalue(five, 0, 0), "5");
         }
         CLEANUP(database_clear) PGresult *count = NULL;
         assert_int_equal(database_run(database,
                                       "SELECT count(*) FROM pg_prepared_statements "
-                                      "WHERE name = 'quotient'",
+                                      "WHERE name IN ('quotient', 'five')",
                                       in_msec(3000), &count, &err),
                          0);
-        assert_string_equal(PQgetvalue(count, 0, 0), "1");
+        assert_string_equal(PQgetvalue(count, 0, 0), "2");
         assert_int_equal(database_connect(database, in_msec(3000), &err), 0);
     }
     database_free(database);
@@ -538,7 +543,7 @@ int main(void)
         WITH_PG(an_error_after_some_rows_is_an_error),
         WITH_PG(a_pipeline_gives_the_last_answer_or_the_first_error),
         WITH_PG(who_asks_leaves_nobody_waiting_for_a_lock),
-        WITH_PG(a_named_statement_is_prepared_once_a_connection),
+        WITH_PG(named_statements_are_prepared_once_a_connection),
         WITH_PG(a_named_statement_that_cannot_be_prepared_is_refused_each_time),
         WITH_PG(a_connection_lost_at_any_byte_is_only_an_error),
         WITH_PG(an_answer_that_is_lost_is_a_connection_lost),
