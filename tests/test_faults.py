@@ -17,7 +17,7 @@ from faults.ledger import COMMITTED, RELAXED, UNKNOWN, Entry
 from faults.naive import MISTAKES
 from faults.subscribers import Habits, Seen, Segment
 from faults.wire import Framer, Unchunker, WireError
-from faults.workers import ACKED, CREW, HEIR, REFUSED, Delivery
+from faults.workers import ACKED, CREW, HEIR, REFUSED, Delivery, Worker
 from harness.tools import REPOSITORY
 from harness.waiting import SLOWNESS, scaled
 
@@ -280,6 +280,16 @@ def test_an_exclusive_group_has_one_holder_who_gets_all_in_order(handed, expecte
                   for stream, seq, attempt in handed]
     states = {seq: (attempt, f"{stream}.{seq}", DONE) for stream, seq, attempt in handed}
     assert judged_jobs(HEIR, states, deliveries) == expected
+
+
+@pytest.mark.parametrize("group", [CREW, HEIR])
+@pytest.mark.parametrize("outcome, stays", [(ACKED, True), (REFUSED, True), (UNKNOWN, False)])
+def test_who_cannot_tell_whether_it_has_acknowledged_leaves(group, outcome, stays, monkeypatch):
+    worker = Worker(group, 0, [("127.0.0.1", 1)], None, [], [], 0)
+    worker.stream, worker.leaves = 1, None
+    monkeypatch.setattr(worker, "_post", lambda delivery, what: outcome)
+    monkeypatch.setattr(worker.random, "random", lambda: 1.0)
+    assert worker._take(b"id: 7.1.a\nevent: message\ndata: {}") is stays
 
 
 # -- the bytes ----------------------------------------------------------------------------
