@@ -171,7 +171,7 @@ check-faults: ## is anything lost? FAULT_EVENTS (a million) events under every f
 
 # BENCH_ROWS='name name' chooses, BENCH_ROWS=list says what there is; BENCH_ROUNDS and
 # BENCH_SECONDS make it shorter or longer, BENCH_CHURN_SECONDS=3600 with BENCH_ROWS=churn is the
-# hour of churn.
+# hour of churn. tests/bench/__main__.py knows the other variables.
 bench: ## how fast? beside a bare server, nginx with Nchan, and Node.js, with a table at the end
 	@gateway/scripts/install-packages build run bench
 	@+$(BUILD_ALL) all benches

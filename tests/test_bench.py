@@ -281,7 +281,8 @@ def test_a_table_without_postgresql_is_printed_all_the_same(monkeypatch):
         ("BENCH_ROUNDS", "0"), ("BENCH_ROUNDS", "-1"), ("BENCH_ROUNDS", "three"),
         ("BENCH_ROUNDS", "1.5"), ("BENCH_ROUNDS", "100"), ("BENCH_SECONDS", "0"),
         ("BENCH_SECONDS", "-2"), ("BENCH_SECONDS", "nan"), ("BENCH_SECONDS", "inf"),
-        ("BENCH_SECONDS", "2s"), ("BENCH_CHURN_SECONDS", "0"), ("BENCH_CHURN_SECONDS", "1h"))),
+        ("BENCH_SECONDS", "2s"), ("BENCH_CHURN_SECONDS", "0"), ("BENCH_CHURN_SECONDS", "1h"),
+        ("BENCH_WAL", "old"))),
 ])
 def test_what_cannot_be_measured_is_refused_in_one_line(name, value, said):
     done = subprocess.run([sys.executable, "-B", "-m", "bench"], cwd=REPOSITORY / "tests",

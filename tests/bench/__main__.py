@@ -5,6 +5,8 @@ the status is 1 when something could not be measured, or a message was missing.
     BENCH_ROUNDS   how often each server has its turn (3)
     BENCH_SECONDS  for how long it is measured each time (2); some rows take more or less
     BENCH_CHURN_SECONDS  for how long subscribers leave and come back (30)
+    BENCH_WAL      "used": PostgreSQL's WAL goes into segments that were written before, as after a
+                   while; or "new": it has to make each, and what is committed then waits for it
 """
 
 import argparse
@@ -97,7 +99,7 @@ def main():
     machine.raise_file_limit()
     begin = time.monotonic()
     run = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "machine": machine.describe(),
-           "rounds": knobs.ROUNDS, "seconds_each": knobs.SECONDS,
+           "rounds": knobs.ROUNDS, "seconds_each": knobs.SECONDS, "wal": knobs.WAL,
            "load_before": os.getloadavg()[0]}
     results = []
     with World() as world:

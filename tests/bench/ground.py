@@ -13,7 +13,12 @@ from pathlib import Path
 from harness.gateway import Gateway, run_gateway
 from harness.postgres import SETTINGS, Cluster
 
+from . import knobs
+
 SUBSCRIBERS_MAX = 19000
+
+# Of 16 MB each: more than is written before a database is dropped, which uses them again.
+WAL_SEGMENTS = 16
 
 
 class DurableCluster(Cluster):
@@ -21,7 +26,15 @@ class DurableCluster(Cluster):
     what is claimed), and there is room for the WAL of a measurement."""
 
     settings = {**SETTINGS, "fsync": "on", "shared_buffers": "256MB", "max_connections": "100",
-                "max_wal_size": "4GB", "checkpoint_timeout": "30min"}
+                "min_wal_size": f"{16 * WAL_SEGMENTS}MB", "max_wal_size": "4GB",
+                "checkpoint_timeout": "30min"}
+
+    def use_wal(self):
+        """As after a while: what is written now goes into segments that were written before. A new one is
+        filled with zeros, in the middle of some commit, and all that are behind it wait for that."""
+        self.admin("SELECT pg_logical_emit_message(false, 'bench', ''), pg_switch_wal()"
+                   " FROM generate_series(1, %s)", WAL_SEGMENTS)
+        self.admin("CHECKPOINT")
 
 
 # A database with the schema and no event, to be copied.
@@ -40,6 +53,8 @@ def start_cluster(kind=DurableCluster):
                                settings={"database.dsn": made.dsn})
         if done.returncode != 0:
             raise RuntimeError(done.stderr)
+        if knobs.WAL == "used":
+            cluster.use_wal()
         os.sync()  # nobody's fsync is to write what initdb left
     except BaseException:
         cluster.remove()

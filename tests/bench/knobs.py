@@ -18,6 +18,14 @@ def knob(name, default, kind, least, most):
     return value
 
 
+def choice(name, *values):
+    """One of these words; the first, unless it is given."""
+    text = os.environ.get(name) or values[0]
+    if text not in values:
+        sys.exit(f"{name} is {text!r}: it has to be {' or '.join(values)}")
+    return text
+
+
 # publisher.c has room for no more.
 ROUNDS_MAX = 99
 
@@ -26,3 +34,7 @@ SECONDS = knob("BENCH_SECONDS", "2", float, 0.1, 3600)
 
 # It takes some seconds to have enough samples for a slope.
 CHURN_SECONDS = knob("BENCH_CHURN_SECONDS", "30", int, 8, 7 * 24 * 3600)
+
+# Whether PostgreSQL writes into segments of its WAL that it has used before, as it does when it has
+# run for a while, or has to make each.
+WAL = choice("BENCH_WAL", "used", "new")

@@ -146,7 +146,8 @@ def bursts_10000(bench):
 @row("sustained", "Sustained: 10 000 events/s to each of 1 000 subscribers, one shard",
      "100 POSTs/s of 100 events; one subscriber in 50 is read and checked, of the others the"
      " bytes are counted. To reach: 9 million/s with a p99 under 15 ms; or, where not even the bare server"
-     " does that on this machine, 0.9 of what it delivers, and its p99 stands beside it")
+     " does that on this machine, 0.9 of what it delivers, and its p99 stands beside it. BENCH_WAL=new"
+     " shows what a new segment of PostgreSQL's WAL costs")
 def sustained(bench):
     load = Load(1000, 10000, burst=100, seconds=1.5, more=("--count",))
     found = alternate(bench, "sustained", same_load(load, "bare", "gateway"))

@@ -67,7 +67,7 @@ def heading(run):
     yield (f"medians of so many rounds as each line says; {run['seconds_each']:g} s each, unless said"
            f" otherwise; {run['date']};")
     yield (f"{run['seconds'] / 60:.0f} min in all; load of the machine at the beginning"
-           f" {run['load_before']:.2f}")
+           f" {run['load_before']:.2f}; PostgreSQL's WAL in {run['wal']} segments")
     yield ""
 
 
