@@ -210,7 +210,7 @@ static void ask_table(struct catchup *catchup, struct stream *stream)
     }
     *inquiry = (struct inquiry){
         .request = {.question = question_of(stream),
-                    .after = stream->seq,
+                    .after = stream->place == STREAM_AT_LAST ? 0 : stream->seq,
                     .count = stream->place == STREAM_AT_LAST ? stream->last_count : 0,
                     .floor = ring_floor(catchup->settings.reader),
                     .again = stream->in_vain,
@@ -370,20 +370,34 @@ static bool is_to_come(const struct ring_reader *reader, const struct stream *st
            (ring_now(reader, &now) && stream->seq <= now);
 }
 
+bool catchup_note_now(const struct catchup *catchup, struct stream *stream)
+{
+    uint64_t now;
+
+    if (!ring_now(catchup->settings.reader, &now))
+        return false;
+    if (stream->place == STREAM_AT_LAST) {
+        stream->seq = MIN(stream->seq, now);
+    } else if (stream->place == STREAM_AT_NOW) {
+        stream->seq = now;
+        stream->place = STREAM_AT_SEQ;
+    }
+    return true;
+}
+
 static enum step take_step(struct catchup *catchup, struct stream *stream)
 {
     struct ring_reader *reader = catchup->settings.reader;
     enum step step = STEP_ASK;
-    uint64_t position, now;
+    uint64_t position;
 
-    if (stream->place == STREAM_AT_NOW) {
-        if (!ring_now(reader, &stream->seq))
+    /* Not before the ring has started: until then it has no floor for a question. */
+    if (stream->place != STREAM_AT_SEQ && stream->place != STREAM_AT_ID) {
+        if (!catchup_note_now(catchup, stream))
             return STEP_WAIT;
-        stream->place = STREAM_AT_SEQ;
+        if (stream->place != STREAM_AT_SEQ)
+            return STEP_ASK;
     }
-    /* Not before the ring has started: until then it has no floor for the question. */
-    if (stream->place == STREAM_AT_EARLIEST || stream->place == STREAM_AT_LAST)
-        return ring_now(reader, &now) ? STEP_ASK : STEP_WAIT;
 
     ring_enter(reader);
     switch (find_place(catchup, stream, &position)) {
@@ -492,9 +506,14 @@ static bool settle_place(const struct catchup *catchup, struct stream *stream,
                          const struct replay_page *page)
 {
     /* After a deletion in the midst of what is kept there is more to send from its own id on
-     * than from the oldest. */
-    stream->seq = stream->gap == STREAM_GAP_EXPIRED ? MAX(stream->seq, page->through)
-                                                    : page->through;
+     * than from the oldest. And the last are those of when the table was asked, but nothing is
+     * left out that has come since the subscriber was there. */
+    if (stream->gap == STREAM_GAP_EXPIRED)
+        stream->seq = MAX(stream->seq, page->through);
+    else if (stream->place == STREAM_AT_LAST)
+        stream->seq = MIN(stream->seq, page->through);
+    else
+        stream->seq = page->through;
     stream->told_purged = page->purged;
     stream->place = STREAM_AT_SEQ;
     if (stream->gap == STREAM_NO_GAP || say_gap(catchup, stream) == 0)

@@ -47,6 +47,9 @@ struct catchup *catchup_new(const struct catchup_settings *settings)
     MUST_CHECK;                             /* NULL: no memory */
 void catchup_free(struct catchup *catchup); /* every stream is over, all letters are in */
 
+/* All that is committed from now on will come. false: it cannot be told yet where that begins. */
+bool catchup_note_now(const struct catchup *catchup, struct stream *stream);
+
 /* Its turn: a stream that is BEHIND and whose socket takes more. */
 void catchup_go_on(struct catchup *catchup, struct stream *stream);
 

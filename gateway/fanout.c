@@ -299,9 +299,7 @@ static struct stream *make_stream(struct fanout *fanout, struct connection *conn
     if (stream == NULL)
         return NULL;
 
-    /* "Now" is when it is asked, if that can be told yet. */
-    if (stream->place == STREAM_AT_NOW && ring_now(fanout->settings.reader, &stream->seq))
-        stream->place = STREAM_AT_SEQ;
+    (void)catchup_note_now(fanout->catchup, stream); /* if that can be told yet */
     const int result = join_channels(fanout, stream, wishes);
     count_channels(fanout);
     if (result == 0)

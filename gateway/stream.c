@@ -122,6 +122,7 @@ struct stream *stream_new(const struct stream_wishes *wishes,
     stream->timer.fire = timer_fired;
     stream->chunked = wishes->chunked;
     stream->place = wishes->place;
+    stream->seq = wishes->place == STREAM_AT_LAST ? UINT64_MAX : 0;
     stream->last_count = wishes->last_count;
     stream->begun_usec = clock_usec();
     stream->last_sent_usec = stream->begun_usec;

@@ -55,7 +55,7 @@ struct stream_text {
 enum stream_place {
     STREAM_AT_NOW,      /* with what is committed from now on */
     STREAM_AT_EARLIEST, /* with the oldest event that is kept */
-    STREAM_AT_LAST,     /* with the newest `last_count` of its events */
+    STREAM_AT_LAST,     /* with the newest `last_count` of its events, and all to come */
     STREAM_AT_ID,       /* after an id that the client claims to have */
     STREAM_AT_SEQ,      /* after `seq`, which is known to be of this database */
     STREAM_AT_NOWHERE,  /* it is fed by a group, and never told an event's id */
@@ -126,7 +126,8 @@ struct stream {
     enum stream_end end;
     enum stream_place place;
     enum stream_gap gap;  /* to be told as soon as it is known what is kept */
-    uint64_t seq;         /* BEHIND: it has everything of its own up to here */
+    uint64_t seq;         /* BEHIND: it has everything of its own up to here. AT_LAST: all
+                             behind it is yet to come, be it more than the last */
     uint32_t offset;      /* BEHIND: bytes that are out of the frame of seq + 1 */
     unsigned last_count;  /* [const] of STREAM_AT_LAST */
     uint64_t told_purged; /* what is not there any more, as far as it was told */

@@ -1,6 +1,7 @@
 """A client that comes back, to any gateway of the database, after anything, gets exactly what it
 missed; and where that cannot be, it is told so first."""
 
+import contextlib
 import json
 import os
 import signal
@@ -176,6 +177,7 @@ def test_last_is_the_newest_events_of_these_channels_then_live(pg, small):
     fill(pg, 2000, "b")
     fill(pg, 3, "x.1")
     a, b, x = numbered(pg, "a"), numbered(pg, "b"), numbered(pg, "x.1")
+    small.wait_metric("pgsse_head_seq", int(x[-1]))  # what it has not seen comes in any case
     for channels, count, expected in [
             (["*"], 5, b[-2:] + x), (["x.*"], 2, x[-2:]), (["a", "x.1"], 10, a[-7:] + x),
             (["a"], 10, a[-10:]), (["b"], 700, b[-700:])]:
@@ -193,6 +195,28 @@ def test_last_is_the_newest_events_of_these_channels_then_live(pg, small):
         wait_until(lambda: stream_has_checkpoint(stream), "it has an id to come back with")
 
 
+@contextlib.contextmanager
+def nobody_connects(pg):
+    """Sessions that are there are served; new ones are not, until then."""
+    postmaster = pg.cluster.process
+    postmaster.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        postmaster.send_signal(signal.SIGCONT)
+
+
+def test_last_leaves_out_nothing_that_comes_after_the_answer(pg, small):
+    fill(pg, 5)
+    before = numbered(pg)
+    small.wait_metric("pgsse_head_seq", int(before[-1]))
+    with nobody_connects(pg):  # and so the newest two cannot be asked for
+        stream = small.subscribe("c", parameters=[("last", "2")])
+        ids = [small.publish("c", str(number)) for number in range(4)]
+    with stream:
+        assert ids_of(stream, 4, timeout=20) == ids
+
+
 def stream_has_checkpoint(stream):
     try:
         stream.next_event(timeout=0.05)
@@ -205,7 +229,7 @@ def test_last_counts_the_types_asked_for(pg, small):
     pg.execute("INSERT INTO gateway.events (channel, type, data) SELECT 'c',"
                " CASE WHEN n % 100 = 0 THEN 'rare' ELSE 'usual' END, to_json(n)"
                " FROM generate_series(1, 3000) n")
-    numbered(pg)
+    small.wait_metric("pgsse_head_seq", int(numbered(pg)[-1]))
     with small.subscribe("c", types=["rare"], parameters=[("last", "3")]) as stream:
         assert [event.data for event in stream.take(3)] == ["2800", "2900", "3000"]
 
