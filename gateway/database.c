@@ -390,14 +390,15 @@ static int send_query(struct database *database, const struct database_query *qu
 static int prepare(struct database *database, const struct database_query *query,
                    struct patience *patience, struct err *err)
 {
-    size_t place = 0;
+    size_t place;
 
-    while (database->prepared[place] != NULL) {
+    for (place = 0; place < ARRAY_SIZE(database->prepared); place++) {
+        if (database->prepared[place] == NULL)
+            break;
         if (strcmp(database->prepared[place], query->name) == 0)
             return 0;
-        place++;
-        assert(place < ARRAY_SIZE(database->prepared));
     }
+    assert(place < ARRAY_SIZE(database->prepared));
     if (PQsendPrepare(database->conn, query->name, query->sql, query->count,
                       query->types) == 0)
         return lost(database, err);

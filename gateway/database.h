@@ -100,8 +100,8 @@ struct database_query {
     const int *lengths;        /* NULL: all are texts */
     const int *formats;        /* NULL: all are texts; 1: binary */
     bool binary;               /* of the result */
-    /* Prepared under that name at its first use on a connection, and from then on neither
-     * parsed nor planned again; NULL: not. A literal; two at the most. Only where the session is
+    /* Prepared under that name at its first use on a connection, and from then on not parsed,
+     * and soon not planned, again; NULL: not. A literal; two at the most. Only where the session is
      * ours, which it is not behind a transaction pooler. Not for database_pipeline(). */
     const char *name;
 };

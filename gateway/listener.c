@@ -151,7 +151,7 @@ static int sweep(struct listener *listener, struct err *err)
     uint64_t now = clock_usec();
     bool stragglers = now >= listener->straggler_usec;
     const struct database_query query = {
-        .sql = "SELECT gateway.sweep(5000, $1), (SELECT s.target IS NULL "
+        .sql = "SELECT gateway.sweep(5000, $1::boolean), (SELECT s.target IS NULL "
                "FROM gateway.sweeps s ORDER BY s.step DESC LIMIT 1)",
         .count = 1,
         .values = (const char *const[]){stragglers ? "true" : "false"},
