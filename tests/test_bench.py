@@ -14,7 +14,8 @@ import types
 from pathlib import Path
 
 import pytest
-from bench import figures, machine, memory, paper, rounds, rows_load, scale, table
+from bench import (figures, ground, knobs, machine, memory, paper, rounds, rows_load, scale,
+                   table)
 from bench import __main__ as bench_main
 from bench.programs import NotMeasured, end
 from bench.row import Row
@@ -179,10 +180,9 @@ def test_who_is_interrupted_amid_a_row_leaves_nothing(number, whole_group):
                 cwd=REPOSITORY / "tests", text=True, stderr=subprocess.PIPE, start_new_session=True,
                 env={**os.environ, "PGSSE_BINARY": str(find_gateway()), "BENCH_ROWS": "posts",
                      "TMPDIR": str(home), "PGSSE_TEST_DATA": str(home)}) as bench:
-            # Its first line, not its file: that is there in the moment of the fork, in which Python
-            # loses what a signal's handler raises.
-            wait_until(lambda: any(log.stat().st_size for log in
-                                   home.glob("pgsse-bench-*/gateway*/log")), "a gateway runs")
+            # In the moment of the fork, in which Python would lose what a signal's handler raises.
+            wait_until(lambda: any(home.glob("pgsse-bench-*/gateway*/log")), "a gateway is started",
+                       interval=0.001)
             (os.killpg if whole_group else os.kill)(bench.pid, number)
             _, said = bench.communicate(timeout=scaled(60))
         assert bench.returncode == 128 + number
@@ -290,3 +290,21 @@ def test_what_cannot_be_measured_is_refused_in_one_line(name, value, said):
                           env={**os.environ, "BENCH_ROWS": "list", name: value})
     assert done.returncode != 0
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("wal", ["used", "new"])
+def test_wal_goes_into_segments_that_were_used_before(wal, monkeypatch):
+    monkeypatch.setattr(knobs, "WAL", wal)
+    cluster = ground.start_cluster()
+    try:
+        before = wal_segments(cluster)
+        cluster.admin("SELECT pg_logical_emit_message(false, 'test', repeat('x', 1000000))"
+                      " FROM generate_series(1, 40)")
+        assert (wal_segments(cluster) == before) is (wal == "used")
+    finally:
+        cluster.remove()
+
+
+def wal_segments(cluster):
+    """By their inodes: one that is used again has another name."""
+    return {path.stat().st_ino for path in (cluster.data / "pg_wal").glob("0*")}

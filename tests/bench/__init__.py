@@ -10,7 +10,7 @@ time a server takes for each delivered message, not how many it delivers in a se
 servers of one row take turns, within one round; what is compared is compared within one
 round, and the table shows the median of those ratios.
 
-    knobs     how long it is measured, as the environment says
+    knobs     how long it is measured, and on what WAL, as the environment says
     machine   what it all runs on: CPU, kernel, versions
     programs  the programs in C beside this file, run and listened to
     servers   who is measured: started, asked for its CPU time, stopped

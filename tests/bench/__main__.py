@@ -12,6 +12,7 @@ the status is 1 when something could not be measured, or a message was missing.
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -83,10 +84,24 @@ def leave_if_told():
         sys.exit(128 + ended_by[0])
 
 
-def leave(number, _):
+AGAIN_SECONDS = 0.01
+
+
+def makes_process(frame):
+    """Is it in the middle of that? What is raised in the hooks of a fork is lost."""
+    while frame is not None and frame.f_code is not subprocess.Popen._execute_child.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
+def leave(number, frame):
     """All that was started is ended on the way out; who asks once more meanwhile is not heard."""
     for each in ENDING:
         signal.signal(each, signal.SIG_IGN)
+    if makes_process(frame):
+        signal.signal(signal.SIGALRM, lambda _, later: leave(number, later))
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        return
     ended_by.append(number)
     say(f"ended by {signal.Signals(number).name}")
     leave_if_told()

@@ -17,7 +17,8 @@ from . import knobs
 
 SUBSCRIBERS_MAX = 19000
 
-# Of 16 MB each: more than is written before a database is dropped, which uses them again.
+# Of 16 MB each: more than is written until the next checkpoint, which lets them be used again. To
+# drop a database makes one.
 WAL_SEGMENTS = 16
 
 
@@ -30,8 +31,8 @@ class DurableCluster(Cluster):
                 "checkpoint_timeout": "30min"}
 
     def use_wal(self):
-        """As after a while: what is written now goes into segments that were written before. A new one is
-        filled with zeros, in the middle of some commit, and all that are behind it wait for that."""
+        """As after a while: what is written now goes into segments that were written before. A
+        new one is filled with zeros, in the middle of some commit, and all behind it wait."""
         self.admin("SELECT pg_logical_emit_message(false, 'bench', ''), pg_switch_wal()"
                    " FROM generate_series(1, %s)", WAL_SEGMENTS)
         self.admin("CHECKPOINT")

@@ -1,4 +1,4 @@
-"""How long it is measured, as the environment says. What is no number, or would measure nothing, ends the
+"""How long it is measured, and on what WAL, as the environment says. What is no number, or would measure nothing, ends the
 program before anything is measured."""
 
 import os

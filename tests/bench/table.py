@@ -59,15 +59,20 @@ def rows_text(rows):
         yield ""
 
 
+WAL = {"used": "WAL segments that it has used before", "new": "new WAL segments"}
+
+
 def heading(run):
     machine, versions = run["machine"], run["versions"]
+    whole_seconds = round(run["seconds"])
     yield (f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB,"
            f" Linux {machine['kernel']}, {machine['system']}")
     yield ", ".join(f"{name} {version}" for name, version in versions.items())
     yield (f"medians of so many rounds as each line says; {run['seconds_each']:g} s each, unless said"
            f" otherwise; {run['date']};")
-    yield (f"{run['seconds'] / 60:.0f} min in all; load of the machine at the beginning"
-           f" {run['load_before']:.2f}; PostgreSQL's WAL in {run['wal']} segments")
+    yield (f"{whole_seconds // 60} min {whole_seconds % 60} s in all; load of the machine at the beginning"
+           f" {run['load_before']:.2f}")
+    yield f"PostgreSQL writes into {WAL[run['wal']]}"
     yield ""
 
 
