@@ -118,7 +118,7 @@ def posts(bench):
 
 @row("publisher", "The publisher alone, without HTTP, beside inserts of single rows",
      "256 requests of one event on their way; single rows: one connection, a prepared INSERT,"
-     " each committed by itself; in turns, fsync on")
+     " each committed by itself; in turns of a second, fsync on")
 def publisher(bench):
     database = bench.world.database()
     try:
@@ -146,7 +146,7 @@ def inserts(bench, slow, target, situations):
 @row("inserts", f"An application's own inserts, {INSERT_CLIENTS} clients, with gateways attached and"
      " without",
      "pgbench, one row in each transaction; every row must have come to each gateway. fsync on. One that"
-     " relays: notifications in the order of the commits (relay_order), for a subscriber")
+     " relays: notifications in the order of the commits (relay_order), for a subscriber. 3 s a turn")
 def inserts_usual(bench):
     return inserts(bench, False, 0.55, ("one", "two", "relayed"))
 
@@ -218,8 +218,8 @@ STORM = ("--subscribers", 1000, "--rate", 10, "--storm", RETURNING, "--seconds",
      "1 000 live subscribers, 10 events/s: each who returns has 600 events to catch up on. At once: one"
      " thread connects and asks for one after the other and waits for nobody's answer; whoever is closed"
      " without one comes again after 2 s, as a browser does. Begin: the first of them connects; end: the"
-     " last has all that was published. The bound: that they come to another gateway of the same"
-     " database and machine first, and share nothing but the cores and PostgreSQL with the live ones")
+     " last has all that was published. Elsewhere: they come to another gateway of the same database and"
+     " machine first, and share nothing but the cores and PostgreSQL with the live ones")
 def storm(bench):
     with bench.world.start("gateway", settings=STORM_SETTINGS) as server, \
             bench.world.start("gateway", database=server.database,
@@ -227,13 +227,13 @@ def storm(bench):
         raw = run("load", *server.load_arguments(), *STORM, "--elsewhere", elsewhere.port,
                   timeout=240)
     found = raw["storm"]
-    before, during, bound = (found[f"live_p99_{when}_usec"] / 1000
+    before, during, elsewhere_ = (found[f"live_p99_{when}_usec"] / 1000
                              for when in ("before", "during", "elsewhere"))
     return [figures.limit("all caught up", found["caught_up_seconds"], "s", 3.0),
             figures.limit("closed without an answer, and come again", found["refused"], ""),
             figures.compare("live subscribers' p99 meanwhile", [during], [before], "ms", "before",
                             2.0),
-            figures.compare("  the bound", [bound], [before], "ms", "before")], raw
+            figures.compare("  while they come elsewhere", [elsewhere_], [before], "ms", "before")], raw
 
 
 @row("start", "From the start to READY on 5 million rows",
@@ -262,8 +262,9 @@ def instructions(bench):
 
 
 @row("safety-belts", "Metrics, heartbeats and limits together, of a delivered message's CPU time",
-     "too little to be seen by switching them off: heartbeats by making them 100 times as frequent,"
-     " metrics by their instructions; limits are met when somebody connects, not by a message")
+     "too little to be seen by switching them off: of heartbeats, by making them due 100 times as often,"
+     " that their time is kept (none is sent where messages come); metrics by their instructions; limits"
+     " are met when somebody connects, not by a message")
 def safety_belts(bench):
     raw = measurement("overhead").measure(min(bench.rounds, 2), bench.seconds)
     return [figures.limit("share of the CPU time", raw["share"] * 100, "%", 3.0)], raw

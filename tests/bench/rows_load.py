@@ -42,8 +42,9 @@ def same_load(load, *names):
 @row("all-1000", "CPU a delivered message: 1 000 subscribers, all get each event",
      "50 events/s, one to a POST, 150 bytes on the wire; CPU time of all threads of the server"
      " (/proc/PID/task/*/schedstat), without PostgreSQL's, over the messages that arrived. All but"
-     " Node.js have their subscribers at the same time, and take turns, second by second; servers"
-     " have one core, subscribers the others")
+     " Node.js have their subscribers at the same time, and take turns, second by second; these servers"
+     " have one core, subscribers the others. Node.js is there alone, on whichever core is free, which"
+     " is cheaper")
 def all_1000(bench):
     load = Load(1000, 50)
     found = alternate(bench, "all-1000", same_load(load, "bare", "gateway", "nchan", "node"),
@@ -54,7 +55,7 @@ def all_1000(bench):
 @row("all-10000", "10 000 subscribers, all get each event: CPU, and until the last has it",
      "5 events/s, likewise: slow enough for each server to be done with one before the next."
      " Complete: from the POST, and for the gateway through the database, until the last of them has"
-     " read the event; 40 events a round, and the quantile is that of all rounds' events together")
+     " read the event; 8 s and 40 events a round, and the quantile is that of all rounds' events together")
 def all_10000(bench):
     load = Load(10000, 5, seconds=4, more=("--each",))
     found = alternate(bench, "all-10000", same_load(load, "bare", "gateway", "nchan", "node"),
@@ -107,7 +108,8 @@ def one_of_n(bench):
 @row("ring-latency", "From the ring to the client: the gateway's rooms without a database",
      "250 events/s, one of 1 000 channels. A program pushes what is POSTed to it into the ring and"
      " runs everything else of the gateway (tests/bench/ring.c): from the push until a subscriber"
-     " has it; at the bare server, from the POST. In both, one thread is woken to send")
+     " has it. At the bare server it is from the POST, which it has to read and to parse. In both, one"
+     " thread is woken to send")
 def ring_latency(bench):
     found = alternate(bench, "ring-latency",
                       same_load(Load(1000, 250, channels=1000), "bare", "ring"))
@@ -132,7 +134,8 @@ def burst(bench, subscribers):
 
 
 @row("bursts-1000", "CPU a delivered message: bursts of 100 events, 1 000 subscribers",
-     "10 bursts a second, each one POST; Nchan, which takes them one by one, one a second")
+     "10 bursts a second, each one POST; Nchan, which takes them one by one, one a second. It is there"
+     " alone, on whichever core is free, which is cheaper")
 def bursts_1000(bench):
     return burst(bench, 1000)
 
@@ -144,7 +147,7 @@ def bursts_10000(bench):
 
 
 @row("sustained", "Sustained: 10 000 events/s to each of 1 000 subscribers, one shard",
-     "100 POSTs/s of 100 events; one subscriber in 50 is read and checked, of the others the"
+     "100 POSTs/s of 100 events, 3 s a round, all on whichever cores are free; one subscriber in 50 is read and checked, of the others the"
      " bytes are counted. To reach: 9 million/s with a p99 under 15 ms; or, where not even the bare server"
      " does that on this machine, 0.9 of what it delivers, and its p99 stands beside it. BENCH_WAL=new"
      " shows what a new segment of PostgreSQL's WAL costs")

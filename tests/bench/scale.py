@@ -12,6 +12,7 @@ from harness.waiting import wait_until
 from . import figures, inserts
 from .machine import PostgresMeter, cpu_seconds, thread_seconds
 from .programs import NotMeasured, run, run_together, say
+from .rounds import in_turn
 
 GATEWAYS = (1, 2, 4)
 
@@ -63,10 +64,10 @@ def per_delivery(result):
 def two_gateways(bench):
     raw = {1: [], 2: []}
     for number in range(min(bench.rounds, ROUNDS)):
-        for count, results in raw.items():
-            results.append(measure_crowds(bench, count))
+        for count in in_turn(raw, number):
+            raw[count].append(measure_crowds(bench, count))
             say(f"two-gateways: round {number + 1}: {count}:"
-                f" {per_delivery(results[-1]):.2f} µs a delivery")
+                f" {per_delivery(raw[count][-1]):.2f} µs a delivery")
     line = figures.compare("two, CPU a delivered message", *(
         [per_delivery(result) for result in raw[count]] for count in (2, 1)), "µs", "one")
     return [line], raw
@@ -121,7 +122,7 @@ def await_events(server, count):
 def listeners(bench, publish=post_events):
     raw = {count: [] for count in GATEWAYS}
     for number in range(min(bench.rounds, ROUNDS)):
-        for count in GATEWAYS:
+        for count in in_turn(GATEWAYS, number):
             raw[count].append(listen(bench, count, publish))
             say(f"listeners: round {number + 1}: {count}:"
                 f" {raw[count][-1]['postgres_usec']:.1f} µs of PostgreSQL an event")
@@ -166,11 +167,11 @@ def publish(bench, count, clients):
 def publishers(bench, clients=256):
     raw = {1: [], 2: []}
     for number in range(min(bench.rounds, ROUNDS)):
-        for count, results in raw.items():
-            results.append(publish(bench, count, clients))
+        for count in in_turn(raw, number):
+            raw[count].append(publish(bench, count, clients))
             say(f"publishers: round {number + 1}: {count}:"
-                f" {results[-1]['answers_per_second']:.0f} answers/s,"
-                f" {results[-1]['postgres_usec']:.1f} µs of PostgreSQL each")
+                f" {raw[count][-1]['answers_per_second']:.0f} answers/s,"
+                f" {raw[count][-1]['postgres_usec']:.1f} µs of PostgreSQL each")
     lines = [figures.compare(what, *([result[name] for result in raw[count]] for count in (2, 1)),
                              unit, "one")
              for what, name, unit in (("two, answers a second", "answers_per_second", ""),

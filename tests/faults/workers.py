@@ -141,7 +141,8 @@ class Worker:
         if delivery.outcome == ACKED and rest.startswith(f"event: {PROBE}\n".encode()):
             number = int(rest.rpartition(b'"probe":')[2].partition(b"}")[0])
             self.board.jobs_done[number * MOST_GROUPS + self.group] = time.monotonic()
-        # While it stays, the lease of what it may still have in hand is renewed, and nobody gets it.
+        # While an heir stays, the lease of what it may still have in hand is renewed, and nobody
+        # gets it. The crew's would end; it leaves likewise.
         return delivery.outcome != UNKNOWN
 
     def _post(self, delivery, what):
