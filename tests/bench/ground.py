@@ -28,6 +28,7 @@ class DurableCluster(Cluster):
 
     settings = {**SETTINGS, "fsync": "on", "shared_buffers": "256MB", "max_connections": "100",
                 "min_wal_size": f"{16 * WAL_SEGMENTS}MB", "max_wal_size": "4GB",
+                "wal_recycle": "on" if knobs.WAL == "used" else "off",
                 "checkpoint_timeout": "30min"}
 
     def use_wal(self):
