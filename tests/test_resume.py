@@ -457,6 +457,7 @@ def test_what_is_purged_after_one_gap_is_told_by_another(pg, small):
 def test_one_question_that_fails_is_nobody_elses_outage(pg, small):
     fill(pg, 3000)
     ids = numbered(pg)
+    small.wait_metric("pgsse_head_seq", int(ids[-1]))
     pg.execute(f"REVOKE EXECUTE ON FUNCTION gateway.newest_after(text, text, integer, integer, text)"
                f" FROM {OWNER}")
     with small.subscribe("c", parameters=[("last", "1")]) as one, \
