@@ -507,11 +507,11 @@ static bool settle_place(const struct catchup *catchup, struct stream *stream,
 {
     /* After a deletion in the midst of what is kept there is more to send from its own id on
      * than from the oldest. And the last are those of when the table was asked, but nothing is
-     * left out that has come since the subscriber was there. */
+     * left out that has come since the subscriber was there, in whatever life of the table. */
     if (stream->gap == STREAM_GAP_EXPIRED)
         stream->seq = MAX(stream->seq, page->through);
     else if (stream->place == STREAM_AT_LAST)
-        stream->seq = MIN(stream->seq, page->through);
+        stream->seq = MIN(replay_place(page, stream->seq), page->through);
     else
         stream->seq = page->through;
     stream->told_purged = page->purged;

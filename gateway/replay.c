@@ -103,19 +103,19 @@ static void clear_page(struct replay_page **page)
     replay_page_free(*page);
 }
 
-static bool is_lost(const struct replay_page *page, uint64_t id)
+uint64_t replay_place(const struct replay_page *page, uint64_t id)
 {
     for (size_t i = 0; i + 1 < page->lost_count; i += 2) {
         if (id > page->lost[i] && id < page->lost[i + 1])
-            return true;
+            return page->lost[i + 1];
     }
-    return false;
+    return MIN(id, page->newest);
 }
 
 enum replay_verdict replay_judge(const struct replay_page *page, uint64_t id,
                                  uint64_t told)
 {
-    if (id > page->newest || is_lost(page, id))
+    if (replay_place(page, id) != id)
         return REPLAY_FUTURE;
     return id < page->purged && (page->purged > told || id < page->oldest)
                ? REPLAY_EXPIRED

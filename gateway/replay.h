@@ -116,4 +116,8 @@ enum replay_verdict {
 enum replay_verdict replay_judge(const struct replay_page *page, uint64_t id,
                                  uint64_t told) MUST_CHECK;
 
+/* The id itself; or, where the page's database has lost it or does not have it yet, the one after
+ * which everything is newer. */
+uint64_t replay_place(const struct replay_page *page, uint64_t id) MUST_CHECK;
+
 #endif

@@ -217,6 +217,27 @@ def test_last_leaves_out_nothing_that_comes_after_the_answer(pg, small):
         assert ids_of(stream, 4, timeout=20) == ids
 
 
+def test_last_is_nobodys_id_that_could_be_lost(pg, small):
+    """Where the subscriber came is in no life of the table any more when the newest are looked up: it
+    had no id, and is told of none. What is published in the new life came after it."""
+    fill(pg, 5)
+    before = numbered(pg)
+    small.wait_metric("pgsse_head_seq", int(before[-1]))
+    with pg.connect() as session:
+        with nobody_connects(pg):
+            stream = small.subscribe("c", parameters=[("last", "2")])
+            session.execute("ALTER TABLE gateway.events DISABLE TRIGGER USER")  # no trace of it
+            session.execute("DELETE FROM gateway.events WHERE seq > %s", (before[2],))
+            session.execute("ALTER TABLE gateway.events ENABLE TRIGGER USER")
+            session.execute("SELECT gateway.has_seen(%s)", (before[4],))
+            session.commit()
+            ids = [small.publish("c", str(number)) for number in range(4)]
+            assert int(ids[0]) - int(before[-1]) > 2 ** 39, "another life"
+        with stream:
+            events = stream.take(4, timeout=20)
+    assert [(event.type, event.id) for event in events] == [("message", id) for id in ids]
+
+
 def stream_has_checkpoint(stream):
     try:
         stream.next_event(timeout=0.05)
