@@ -209,6 +209,60 @@ def test_who_takes_turns_has_as_many_as_the_others():
     assert [found[name]["events"] for name in loads] == [50, 50, 50]
 
 
+def own_network():
+    return os.readlink("/proc/thread-self/ns/net")
+
+
+def is_allowed(*command):
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def shown(command):
+    return subprocess.run(["unshare", "--mount", "sh", "-c", f"mount -t sysfs none /sys && {command}"],
+                          check=True, capture_output=True, text=True).stdout
+
+
+def test_packets_are_steered_in_a_network_of_its_own_and_nowhere_else():
+    home, steered = own_network(), None
+    with contextlib.suppress(NotMeasured), machine.steered_network():  # without the right to: not at all
+        steered = own_network()
+        masks = shown("cat /sys/class/net/*/queues/rx-*/rps_cpus")
+    assert own_network() == home
+    assert min(machine.backlogs()) >= 0
+    if steered is not None:
+        others = sum(1 << core for core in sorted(os.sched_getaffinity(0))[1:])
+        assert steered != home and int(masks.replace(",", ""), 16) == others
+    else:
+        assert os.cpu_count() == 1 or not is_allowed("unshare", "--net", "--mount", "mount", "-t",
+                                                     "sysfs", "none", "/sys")
+
+
+def test_what_found_no_room_in_a_backlog_is_counted_over_all_cores(monkeypatch):
+    lines = ("00000001 00000002 0 0 0 0 0 0 0 0000000a 0 0 0\n"
+             "00000001 00000010 0 0 0 0 0 0 0 00000001 0 0 1\n")
+    monkeypatch.setattr(Path, "read_text", lambda _: lines)
+    assert machine.backlogs() == (18, 11)
+
+
+def test_each_shard_has_a_core_of_its_own():
+    cores = sorted(os.sched_getaffinity(0))
+    with World() as world, world.start("gateway", settings={"server.shards": "2"}) as server:
+        machine.spread(server.gateway.pid, "shard/")
+        found = [os.sched_getaffinity(int(task.name))
+                 for name in ("shard/0", "shard/1")
+                 for task in Path(f"/proc/{server.gateway.pid}/task").iterdir()
+                 if (task / "comm").read_text().strip() == name]
+    assert found == [{cores[0]}, {cores[1 % len(cores)]}]
+
+
+def test_what_has_to_be_asked_for_is_not_measured_without(monkeypatch):
+    monkeypatch.delenv("BENCH_ROWS", raising=False)
+    assert "all-1000" in [row.name for row in bench_main.chosen()]
+    assert not [row.name for row in bench_main.chosen() if row.asked]
+    monkeypatch.setenv("BENCH_ROWS", "steered,all-1000")
+    assert [row.name for row in bench_main.chosen()] == ["steered", "all-1000"]
+
+
 def test_the_gateways_memory_is_told_without_a_peer(monkeypatch):
     class Without:
         @contextlib.contextmanager

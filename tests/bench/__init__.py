@@ -16,12 +16,13 @@ round, and the table shows the median of those ratios.
     servers   who is measured: started, asked for its CPU time, stopped
     rounds    servers take turns under the same load
     row       what a row of the table is
-    rows      all of them: rows_load (servers under load), rows_alone (everything else)
+    rows      all of them: rows_load (servers under load), rows_alone, rows_groups; and rows_cores,
+              which are measured where they are named only
     figures   one line of the table: a figure, what it has to reach, and whether it did
     scale     several gateways on one machine: what each costs the others and the database
     paper     one million subscribers, computed from what was measured
     where     where the time of a server goes: perf (python3 -m bench.where)
     table     the table, and the file for machines
 
-`make bench` measures all rows; `make bench BENCH_ROWS=list` says which there are.
+`make bench BENCH_ROWS=list` says which rows there are.
 """

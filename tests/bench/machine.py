@@ -1,5 +1,7 @@
-"""What it all runs on, for the heading of the table; and who used how much CPU time."""
+"""What it all runs on, for the heading of the table; who used how much CPU time; and which cores are
+whose."""
 
+import ctypes
 import itertools
 import os
 import platform
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from harness.tools import find_postgres_tool
+
+from .programs import NotMeasured
 
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -163,6 +167,9 @@ def versions(node_pg):
     return {**found, "pg of Node.js": node_pg} if node_pg else found
 
 
+# -- cores ------------------------------------------------------------------------------
+
+
 def set_cores(pid, cores):
     """All threads of a process, but those that end meanwhile."""
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -172,7 +179,7 @@ def set_cores(pid, cores):
 
 @contextmanager
 def cores_apart(pids):
-    """The processes on one core, and whatever this process starts meanwhile on the others. On a
+    """The processes on the first core, and whatever this process starts meanwhile on the others. On a
     machine with one core nothing is done."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) == 1:
@@ -185,3 +192,52 @@ def cores_apart(pids):
         yield
     finally:
         set_cores("self", cores)
+
+
+def spread(pid, prefix):
+    """Each thread whose name begins so gets a core of its own, as far as there are any; the first
+    thread the first core."""
+    cores = sorted(os.sched_getaffinity(0))
+    names = {task: (task / "comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir()}
+    found = sorted((name, int(task.name)) for task, name in names.items() if name.startswith(prefix))
+    for number, (_, thread) in enumerate(found):
+        os.sched_setaffinity(thread, [cores[number % len(cores)]])
+
+
+def backlogs():
+    """Packets that found no room in a core's backlog, and interrupts that woke a core to look into its
+    own; since the machine began."""
+    cores = [line.split() for line in Path("/proc/net/softnet_stat").read_text().splitlines()]
+    return tuple(sum(int(fields[column], 16) for fields in cores) for column in (1, 9))
+
+
+# unshare(2), setns(2)
+CLONE_NEWNET = 0x40000000
+
+# /sys shows the network of whoever mounted it.
+STEER = """mount -t sysfs none /sys && ip link set lo up && for queue in /sys/class/net/lo/queues/rx-*
+do echo "$0" > "$queue/rps_cpus" || exit; done"""
+
+
+@contextmanager
+def steered_network():
+    """A network of its own for whatever this process starts meanwhile, with nothing but a loopback.
+    There the receiver's half of TCP is done by all cores but the first (receive packet steering), and
+    not by the one that sends. Needs root, and a second core."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) == 1:
+        raise NotMeasured("the machine has one core")
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net", "rb") as home:
+        if libc.unshare(CLONE_NEWNET) != 0:
+            raise NotMeasured(f"a network of its own: {os.strerror(ctypes.get_errno())}")
+        try:
+            mask = f"{sum(1 << core for core in cores[1:]):x}"
+            done = subprocess.run(["unshare", "--mount", "sh", "-c", STEER, mask],
+                                  capture_output=True, text=True, timeout=30)
+            if done.returncode:
+                raise NotMeasured(f"packets are not steered: {done.stderr.strip()}")
+            yield
+        finally:
+            if libc.setns(home.fileno(), CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "the way home")

@@ -15,16 +15,17 @@ class Row:
     title: str
     how: str
     measure: Callable
+    asked: bool  # only measured where it is named
 
 
 ROWS = {}
 
 
-def row(name, title, how):
+def row(name, title, how, asked=False):
     """Makes a function a row of the table."""
 
     def add(measure):
-        ROWS[name] = Row(name, title, how, measure)
+        ROWS[name] = Row(name, title, how, measure, asked)
         return measure
 
     return add
