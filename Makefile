@@ -169,8 +169,8 @@ check-faults: ## is anything lost? FAULT_EVENTS (a million) events under every f
 	@+$(BUILD_ALL) all $(FAULT_LIBRARIES)
 	@cd tests && env $(PYTEST_ENV) $(PYTHON) -B -m faults --result $(abspath $(BUILD))/faults.json
 
-# BENCH_ROWS='name name' chooses, BENCH_ROWS=list says what there is; BENCH_ROUNDS and
-# BENCH_SECONDS make it shorter or longer, BENCH_CHURN_SECONDS=3600 with BENCH_ROWS=churn is the
+# BENCH_ROWS='name name' chooses, BENCH_ROWS=list says what there is, also what is measured only
+# where it is named; BENCH_ROUNDS and BENCH_SECONDS make it shorter or longer, BENCH_CHURN_SECONDS=3600 with BENCH_ROWS=churn is the
 # hour of churn. tests/bench/__main__.py knows the other variables.
 bench: ## how fast? beside a bare server, nginx with Nchan, and Node.js, with a table at the end
 	@gateway/scripts/install-packages build run bench

@@ -106,8 +106,9 @@ bool replay_cancel(struct replay *replay, struct replay_request *request) MUST_C
 
 void replay_page_free(struct replay_page *page); /* takes NULL */
 
-/* Can one go on after this id with what the page's database has? The one rule; see
- * migrations/0003_resume.up.sql. `told`: what was purged up to that is known to the asker. */
+/* Can one go on after this id, at or behind the page's `after`, with what the page's database
+ * has? The one rule; see migrations/0003_resume.up.sql. `told`: what was purged up to that is
+ * known to the asker. */
 enum replay_verdict {
     REPLAY_EXACT,
     REPLAY_EXPIRED, /* something after it has been deleted, and not all of that was told */
@@ -116,8 +117,8 @@ enum replay_verdict {
 enum replay_verdict replay_judge(const struct replay_page *page, uint64_t id,
                                  uint64_t told) MUST_CHECK;
 
-/* The id itself; or, where the page's database has lost it or does not have it yet, the one after
- * which everything is newer. */
+/* The id itself, likewise; or, where the page's database has lost it or does not have it yet,
+ * the one after which everything is newer. */
 uint64_t replay_place(const struct replay_page *page, uint64_t id) MUST_CHECK;
 
 #endif

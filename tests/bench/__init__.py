@@ -11,13 +11,13 @@ servers of one row take turns, within one round; what is compared is compared wi
 round, and the table shows the median of those ratios.
 
     knobs     how long it is measured, and on what WAL, as the environment says
-    machine   what it all runs on: CPU, kernel, versions
+    machine   what it all runs on: CPU, kernel, versions; and which cores are whose
     programs  the programs in C beside this file, run and listened to
     servers   who is measured: started, asked for its CPU time, stopped
     rounds    servers take turns under the same load
     row       what a row of the table is
-    rows      all of them: rows_load (servers under load), rows_alone, rows_groups; and rows_cores,
-              which are measured where they are named only
+    rows      all of them: rows_load (servers under load), rows_groups, rows_cores, and rows_alone
+              (everything else)
     figures   one line of the table: a figure, what it has to reach, and whether it did
     scale     several gateways on one machine: what each costs the others and the database
     paper     one million subscribers, computed from what was measured

@@ -2,7 +2,7 @@
 the status is 1 when something could not be measured, or a message was missing.
 
     BENCH_ROWS     which rows, by name; BENCH_ROWS=list says what there is. Unless given, all but
-                   those that have to be asked for
+                   those that are measured only where they are named
     BENCH_ROUNDS   how often each server has its turn (3)
     BENCH_SECONDS  for how long it is measured each time (2); some rows take more or less
     BENCH_CHURN_SECONDS  for how long subscribers leave and come back (30)
@@ -50,15 +50,15 @@ def arguments():
     return parser.parse_args()
 
 
-ASKED = "; only where it is named"
+ONLY_NAMED = "; only where it is named"
 
 
 def chosen():
     names = (os.environ.get("BENCH_ROWS", "").replace(",", " ").split()
-             or [row.name for row in ROWS.values() if not row.asked])
+             or [row.name for row in ROWS.values() if not row.only_named])
     if names == ["list"]:
         for row in ROWS.values():
-            print(f"{row.name:{max(map(len, ROWS)) + 2}}{row.title}{ASKED if row.asked else ''}")
+            print(f"{row.name:{max(map(len, ROWS)) + 2}}{row.title}{ONLY_NAMED if row.only_named else ''}")
         sys.exit(0)
     unknown = [name for name in names if name not in ROWS]
     if unknown:

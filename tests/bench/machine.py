@@ -9,6 +9,7 @@ import re
 import resource
 import socket
 import subprocess
+import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -198,15 +199,18 @@ def spread(pid, prefix):
     """Each thread whose name begins so gets a core of its own, as far as there are any; the first
     thread the first core."""
     cores = sorted(os.sched_getaffinity(0))
-    names = {task: (task / "comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir()}
-    found = sorted((name, int(task.name)) for task, name in names.items() if name.startswith(prefix))
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ends meanwhile
+            found.append(((task / "comm").read_text(), int(task.name)))
+    found = sorted((name, thread) for name, thread in found if name.startswith(prefix))
     for number, (_, thread) in enumerate(found):
         os.sched_setaffinity(thread, [cores[number % len(cores)]])
 
 
 def backlogs():
     """Packets that found no room in a core's backlog, and interrupts that woke a core to look into its
-    own; since the machine began."""
+    own; of all programs, since the machine began."""
     cores = [line.split() for line in Path("/proc/net/softnet_stat").read_text().splitlines()]
     return tuple(sum(int(fields[column], 16) for fields in cores) for column in (1, 9))
 
@@ -217,6 +221,13 @@ CLONE_NEWNET = 0x40000000
 # /sys shows the network of whoever mounted it.
 STEER = """mount -t sysfs none /sys && ip link set lo up && for queue in /sys/class/net/lo/queues/rx-*
 do echo "$0" > "$queue/rps_cpus" || exit; done"""
+
+
+def cpu_mask(cores):
+    """As the kernel reads it: the highest 32 cores first."""
+    mask = sum(1 << core for core in cores)
+    words = [mask >> low & 0xffffffff for low in range(0, max(cores) + 1, 32)]
+    return ",".join(f"{word:08x}" for word in reversed(words))
 
 
 @contextmanager
@@ -232,12 +243,11 @@ def steered_network():
         if libc.unshare(CLONE_NEWNET) != 0:
             raise NotMeasured(f"a network of its own: {os.strerror(ctypes.get_errno())}")
         try:
-            mask = f"{sum(1 << core for core in cores[1:]):x}"
-            done = subprocess.run(["unshare", "--mount", "sh", "-c", STEER, mask],
+            done = subprocess.run(["unshare", "--mount", "sh", "-c", STEER, cpu_mask(cores[1:])],
                                   capture_output=True, text=True, timeout=30)
             if done.returncode:
                 raise NotMeasured(f"packets are not steered: {done.stderr.strip()}")
             yield
         finally:
-            if libc.setns(home.fileno(), CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), "the way home")
+            if libc.setns(home.fileno(), CLONE_NEWNET) != 0:  # nothing that follows would be right
+                sys.exit(f"no way back into the network: {os.strerror(ctypes.get_errno())}")

@@ -97,16 +97,17 @@ class Rounds:
         return figures.compare(what, self.values(ours, key), self.values(against, key), unit,
                                title, target, relation)
 
-    def pool(self, what, key, share, unit, against, target=None):
+    def pool(self, what, key, share, unit, against, target=None, ours="gateway", title=None):
         """A quantile of all that the rounds have found together, beside another's; key makes a list
         of a result."""
-        for name in ("gateway", against):
+        title = title or title_of(against)
+        for name in (ours, against):
             if name in self.missing:
-                return figures.Check(what, against=title_of(against), missing=self.missing[name])
-        ours, theirs = (figures.quantile(sum(self.values(name, key), []), share)
-                        for name in ("gateway", against))
-        check = figures.compare(what, [ours], [theirs], unit, title_of(against), target)
-        check.rounds = min(len(self.results[name]) for name in ("gateway", against))
+                return figures.Check(what, against=title, missing=self.missing[name])
+        mine, theirs = (figures.quantile(sum(self.values(name, key), []), share)
+                        for name in (ours, against))
+        check = figures.compare(what, [mine], [theirs], unit, title, target)
+        check.rounds = min(len(self.results[name]) for name in (ours, against))
         return check
 
     def limit(self, what, key, unit, target=None, relation="<=", ours="gateway"):
@@ -127,7 +128,7 @@ def in_turn(items, number):
     return items[first:] + items[:first]
 
 
-def alternate(bench, row, loads, rounds=None, together=()):
+def alternate(bench, row, loads, rounds=None, together=(), visit=visit):
     """loads: {name: its Load}. `together` are groups of names that are measured at the same time;
     the others are measured one after the other, in each round in another order. Peers that are slow
     take part in fewer rounds: {name: n}. Who could not be measured once is not asked again."""

@@ -15,17 +15,17 @@ class Row:
     title: str
     how: str
     measure: Callable
-    asked: bool  # only measured where it is named
+    only_named: bool  # measured where BENCH_ROWS names it, not with all others
 
 
 ROWS = {}
 
 
-def row(name, title, how, asked=False):
+def row(name, title, how, only_named=False):
     """Makes a function a row of the table."""
 
     def add(measure):
-        ROWS[name] = Row(name, title, how, measure, asked)
+        ROWS[name] = Row(name, title, how, measure, only_named)
         return measure
 
     return add

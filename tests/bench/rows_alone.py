@@ -159,7 +159,7 @@ def inserts_slow(bench):
 
 @row("watched", "A row written to a watched table: CPU of the writer's backend, beside a plain table",
      "100 000 rows in one statement, and 2 000 in a transaction each; fsync on. Transition: a statement"
-     " trigger, which is not right in all cases (tests/bench/watched.py)", asked=True)
+     " trigger, which is not right in all cases (tests/bench/watched.py)", only_named=True)
 def watched(bench):
     raw = measurement("watched").measure(bench.rounds, say=lambda line: say(f"watched: {line}"))
     titles = {"insert": "INSERT of many", "update": "UPDATE of many", "single": "INSERT of one"}
