@@ -15,7 +15,7 @@ class Row:
     title: str
     how: str
     measure: Callable
-    only_named: bool  # measured where BENCH_ROWS names it, not with all others
+    only_named: bool = False  # measured where BENCH_ROWS names it, not with all others
 
 
 ROWS = {}
