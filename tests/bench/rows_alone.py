@@ -280,6 +280,13 @@ def two_gateways(bench):
     return scale.two_gateways(bench)
 
 
+@row("crowd", "30 000 subscribers from one machine, 15 000 at each of two gateways",
+     "2 events/s POSTed to each for its own subscribers, each takes in the other's, too. One that is missing"
+     " or comes twice would be no figure", only_named=True)
+def crowd(bench, subscribers=30_000):
+    return scale.crowd(bench, subscribers)
+
+
 @row("listeners", "What one more gateway costs the database, for each event",
      "1 000 events/s POSTed to the first of 1, 2 and 4 gateways; CPU time of all of PostgreSQL's"
      " processes over the events")

@@ -42,13 +42,14 @@ def at_once(*calls):
 # -- subscribers at two gateways --------------------------------------------------------
 
 
-def measure_crowds(bench, count):
-    """10 000 subscribers, at one gateway or half of them at each of two, with 8 events/s each. At
-    two gateways these are 16 events in all, and each gateway takes in all of them."""
+def measure_crowds(bench, count, subscribers=10_000, rate=8):
+    """So many subscribers in all, at one gateway or half of them at each of two, with so many events/s
+    each. At two gateways these are twice as many in all, and each gateway takes in all of them."""
     with gateways(bench, count) as servers:
         found = run_together(
             {number: ("load", [*server.load_arguments(), "--prefix", f"g{number}x", "--subscribers",
-                               10_000 // count, "--rate", 8, "--seconds", 2 * bench.seconds])
+                               subscribers // count, "--rate", rate, "--seconds",
+                               2 * bench.seconds])
              for number, server in enumerate(servers)}, timeout=2 * bench.seconds + 60).values()
     for result in found:
         if isinstance(result, NotMeasured):
@@ -71,6 +72,18 @@ def two_gateways(bench):
     line = figures.compare("two, CPU a delivered message", *(
         [per_delivery(result) for result in raw[count]] for count in (2, 1)), "µs", "one")
     return [line], raw
+
+
+def crowd(bench, subscribers):
+    raw = []
+    for number in range(min(bench.rounds, ROUNDS)):
+        raw.append(measure_crowds(bench, 2, subscribers, rate=2))
+        say(f"crowd: round {number + 1}: {raw[-1]['deliveries']} deliveries,"
+            f" {per_delivery(raw[-1]):.2f} µs each")
+    late = [max(load["latency_usec"]["p99"] for load in result["loads"]) / 1000 for result in raw]
+    return [figures.middle("messages, all of which came", [result["deliveries"] for result in raw], ""),
+            figures.middle("CPU a delivered message", [per_delivery(result) for result in raw], "µs"),
+            figures.middle("latency, p99", late, "ms")], raw
 
 
 # -- listeners --------------------------------------------------------------------------
